@@ -1,0 +1,32 @@
+//! The pure domain of Culvert: what the mesh is, who may talk to whom, where a connection goes, and the HBONE
+//! codec without sockets.
+//!
+//! Everything here is a synchronous function on values: no tokio, no kube client, no clock, no I/O. The agent and
+//! `culvertctl` call the same functions, so that what the CLI explains is what the data path does.
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | [`address`], [`identity`] | newtypes for the values that must not be mixed up |
+//! | [`workload`], [`service`], [`waypoint`] | the model of what runs in the mesh |
+//! | [`options`] | the mesh-wide options, by Istio's MeshConfig names |
+//! | [`translate`] | Kubernetes objects into the model, or a typed reason why not; one file per kind |
+//! | [`mesh`] | the state of the mesh: a change in, a snapshot out |
+//! | [`policy`] | L4 authorization and its explanation |
+//! | [`route`] | where an outbound connection goes |
+//! | [`hbone`] | the HTTP/2 tunnel and its headers, sans I/O |
+//! | [`enrolment`] | which pods belong to the mesh, and the steps of taking one in |
+//! | [`simulate`] | one call, decided from end to end with every reason |
+
+pub mod address;
+pub mod enrolment;
+pub mod hbone;
+pub mod identity;
+pub mod mesh;
+pub mod options;
+pub mod policy;
+pub mod route;
+pub mod service;
+pub mod simulate;
+pub mod translate;
+pub mod waypoint;
+pub mod workload;

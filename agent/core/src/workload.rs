@@ -1,0 +1,170 @@
+//! What runs in the mesh: pods, WorkloadEntries and the inline endpoints of ServiceEntries.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use serde::Serialize;
+use smallvec::SmallVec;
+
+use crate::identity::Identity;
+use crate::waypoint::WaypointBinding;
+
+/// Labels as Kubernetes keeps them.
+pub type Labels = BTreeMap<Arc<str>, Arc<str>>;
+
+/// `namespace/name` of a Kubernetes object.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub struct NamespacedName {
+    /// The namespace.
+    pub namespace: Arc<str>,
+    /// The name.
+    pub name: Arc<str>,
+}
+
+impl NamespacedName {
+    /// `namespace/name`.
+    pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl std::fmt::Display for NamespacedName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// A workload's unique name across clusters: `cluster/group/kind/namespace/name`, as in Istio's workload API
+/// (`Kubernetes//Pod/shop/cart-1`).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub struct WorkloadUid(pub Arc<str>);
+
+impl std::fmt::Display for WorkloadUid {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// How a workload is spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Protocol {
+    /// Through a tunnel to its port 15008.
+    Hbone,
+    /// Plain TCP: not in the mesh.
+    Tcp,
+}
+
+/// Whose network namespace the workload lives in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NetworkMode {
+    /// Its own.
+    Standard,
+    /// The node's: its address is the node's, so it can only be told apart when reached through a service.
+    HostNetwork,
+}
+
+/// Whether a workload takes traffic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum Health {
+    /// Ready.
+    Healthy,
+    /// Known, but not ready: used only by services that publish such addresses.
+    Unhealthy,
+}
+
+/// The kind of controller that owns a workload, by which its traffic is labelled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WorkloadType {
+    /// A Deployment (through its ReplicaSet).
+    Deployment,
+    /// A CronJob (through its Job).
+    CronJob,
+    /// A Job.
+    Job,
+    /// Anything else: the pod itself.
+    Pod,
+}
+
+impl WorkloadType {
+    /// The name used in the `baggage` key `k8s.<type>.name`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Deployment => "deployment",
+            Self::CronJob => "cronjob",
+            Self::Job => "job",
+            Self::Pod => "pod",
+        }
+    }
+}
+
+/// Where a workload runs, from the node's `topology.kubernetes.io` labels; empty where unknown.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+pub struct Locality {
+    /// `topology.kubernetes.io/region`.
+    pub region: Arc<str>,
+    /// `topology.kubernetes.io/zone`.
+    pub zone: Arc<str>,
+    /// `topology.istio.io/subzone`.
+    pub subzone: Arc<str>,
+}
+
+/// A workload.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Workload {
+    /// The unique name.
+    pub uid: WorkloadUid,
+    /// The pod's, or entry's, name.
+    pub name: Arc<str>,
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Who it is.
+    #[serde(serialize_with = "crate::workload::display")]
+    pub identity: Arc<Identity>,
+    /// Every address, the primary one first; empty where only a hostname is known.
+    pub addresses: SmallVec<[IpAddr; 2]>,
+    /// The name to resolve where the endpoint is a DNS name rather than an address.
+    pub hostname: Option<Arc<str>>,
+    /// The node it runs on; empty for what is not a pod.
+    pub node: Arc<str>,
+    /// How it is spoken to.
+    pub protocol: Protocol,
+    /// Own network namespace, or the node's.
+    pub network_mode: NetworkMode,
+    /// The waypoint for traffic addressed to the workload itself.
+    pub waypoint: Option<WaypointBinding>,
+    /// Whether it takes traffic.
+    pub health: Health,
+    /// Its labels, for selectors.
+    pub labels: Arc<Labels>,
+    /// The owner's name, `source_workload` in metrics.
+    pub workload_name: Arc<str>,
+    /// The owner's kind.
+    pub workload_type: WorkloadType,
+    /// `source_canonical_service`.
+    pub canonical_name: Arc<str>,
+    /// `source_canonical_revision`.
+    pub canonical_revision: Arc<str>,
+    /// The cluster's id.
+    pub cluster: Arc<str>,
+    /// The network's id; empty for the only one.
+    pub network: Arc<str>,
+    /// Where it runs.
+    pub locality: Arc<Locality>,
+    /// Its share of the load relative to its siblings; 1 for a pod.
+    pub capacity: u32,
+}
+
+impl Workload {
+    /// Where the object is found: `namespace/name`.
+    pub fn namespaced_name(&self) -> NamespacedName {
+        NamespacedName { namespace: self.namespace.clone(), name: self.name.clone() }
+    }
+}
+
+pub(crate) fn display<T: std::fmt::Display, S: serde::Serializer>(value: &T, s: S) -> Result<S::Ok, S::Error> {
+    s.collect_str(value)
+}

@@ -1,0 +1,21 @@
+//! The node agent.
+//!
+//! | module | what it is for | what is deliberately absent |
+//! |---|---|---|
+//! | [`redirect`] | eBPF programs, pins, netns plumbing: the only code that touches them, and the only `unsafe` | policy |
+//! | [`enrolment`] | which pods, when: the pod's life as a state machine | proxies' insides |
+//! | [`source`] | where objects come from: a directory of YAML | what objects mean |
+//! | [`ca`], [`identity`] | signing, and the certificates in use: cache, rotation, verifiers | which peer is expected |
+//! | [`hbone`] | the tunnel: TLS and HTTP/2 over sockets, the client pool, the server | authorization |
+//! | [`proxy`] | outbound, inbound, plaintext and passthrough; the live connections | netns |
+//! | [`telemetry`], [`admin`] | metrics, access log; the admin endpoints | |
+
+pub mod admin;
+pub mod ca;
+pub mod enrolment;
+pub mod hbone;
+pub mod identity;
+pub mod proxy;
+pub mod redirect;
+pub mod source;
+pub mod telemetry;
