@@ -1,1 +1,20 @@
-//! To come.
+//! The certificates in use: one per service account on the node, shared by all its pods.
+//!
+//! [`CertificateStore`] fetches, renews and forgets them; [`WorkloadCertificate`] holds the TLS configurations that
+//! every handshake of that identity shares; [`verify_peer`] and [`verify_server`] judge whom a handshake led to. What is
+//! deliberately absent: which peer a connection expects, and what it may do.
+
+mod certificate;
+mod clock;
+mod peer;
+mod sessions;
+mod store;
+mod tls;
+
+#[cfg(test)]
+mod tests;
+
+pub use certificate::{CertificateReport, WorkloadCertificate};
+pub use clock::{Clock, SystemClock, TokioClock};
+pub use peer::{PeerError, TrustDomains, peer_identities, verify_peer, verify_server};
+pub use store::{CertificateHandle, CertificateStore, FetchError, StoreOptions};

@@ -1,0 +1,1 @@
+//! Making a new certificate authority in an empty directory.

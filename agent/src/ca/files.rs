@@ -1,0 +1,1 @@
+//! Reading a directory in Istio's `cacerts` form.

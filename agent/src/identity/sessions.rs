@@ -1,0 +1,1 @@
+//! Where a client keeps the tickets of its sessions.

@@ -1,0 +1,1 @@
+//! The TLS configurations of a workload.
