@@ -1,0 +1,160 @@
+//! `cargo xtask setup`: installs what is missing, and nothing when nothing is.
+//!
+//! A task asks only for the parts it needs. Everything comes from Debian's packages, except bpf-linker, which is built
+//! with cargo into `target/tools`.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use nix::unistd::Uid;
+
+use crate::run::{run_quietly, target, which};
+
+const BPF_LINKER: &str = "0.13.0";
+const LLVM: &str = "/usr/lib/llvm-22";
+
+/// Something a task needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// A C compiler and linker, for the crates that hold C.
+    C,
+    /// The rustc, cargo, core sources and LLVM that build the eBPF programs, and bpf-linker.
+    Ebpf,
+    /// A program on the path, and the package that has it.
+    Program(&'static str, &'static str),
+}
+
+/// What the tests and the demo talk to the kernel and to each other with.
+pub(crate) const TOPOLOGY: &[Part] = &[
+    Part::C,
+    Part::Ebpf,
+    Part::Program("ip", "iproute2"),
+    Part::Program("curl", "curl"),
+    Part::Program("tcpdump", "tcpdump"),
+    Part::Program("nginx", "nginx-light"),
+];
+
+/// What the benchmark measures with.
+pub(crate) const BENCH: &[Part] = &[Part::Program("iperf3", "iperf3")];
+
+/// Installs all parts of all tasks but those of `kernels`, which are large.
+pub(crate) fn everything() -> Result<()> {
+    install(TOPOLOGY)?;
+    install(BENCH)?;
+    println!("everything is there");
+    Ok(())
+}
+
+/// Installs those of `parts` that are missing.
+///
+/// # Errors
+/// Without root when a package is missing: one line with the command that cures it.
+pub(crate) fn install(parts: &[Part]) -> Result<()> {
+    let mut packages: Vec<&str> = parts.iter().flat_map(|part| part.missing_packages()).collect();
+    packages.sort_unstable();
+    packages.dedup();
+    install_packages(&packages)?;
+    if parts.contains(&Part::Ebpf) && bpf_linker().is_none() {
+        build_bpf_linker()?;
+    }
+    Ok(())
+}
+
+/// The bpf-linker to use: ours, or one on the path.
+pub(crate) fn bpf_linker() -> Option<PathBuf> {
+    let ours = tools().join("bin/bpf-linker");
+    if ours.is_file() { Some(ours) } else { which("bpf-linker") }
+}
+
+impl Part {
+    fn missing_packages(self) -> Vec<&'static str> {
+        let unless = |there: bool, package| (!there).then_some(package);
+        match self {
+            Self::C => unless(which("cc").is_some(), "gcc").into_iter().chain(libc_headers()).collect(),
+            Self::Program(program, package) => unless(which(program).is_some(), package).into_iter().collect(),
+            Self::Ebpf if crate::ebpf::nightly_suffices() => Vec::new(),
+            Self::Ebpf => [
+                // Debian's two builds of rustc, of which only the web browsers' is new enough.
+                unless(debian_rustc_is_new_enough(), "rustc-web"),
+                unless(Path::new("/usr/bin/cargo").is_file(), "cargo-web"),
+                unless(Path::new("/usr/lib/rustlib/src/rust/library/core").is_dir(), "rust-web-src"),
+                // Only bpf-linker's build needs LLVM: it is linked into it.
+                unless(bpf_linker().is_some() || Path::new(LLVM).join("include").is_dir(), "llvm-22-dev"),
+            ]
+            .into_iter()
+            .flatten()
+            .collect(),
+        }
+    }
+}
+
+fn debian_rustc_is_new_enough() -> bool {
+    let version = run_quietly(Command::new("/usr/bin/rustc").arg("--version")).unwrap_or_default();
+    let mut numbers = version.trim_start_matches("rustc ").split('.').map_while(|number| number.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(1), Some(92))
+}
+
+fn libc_headers() -> Option<&'static str> {
+    (!Path::new("/usr/include/stdlib.h").is_file()).then_some("libc6-dev")
+}
+
+fn install_packages(packages: &[&str]) -> Result<()> {
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let command = format!("apt-get install {}", packages.join(" "));
+    if which("apt-get").is_none() {
+        bail!("missing: {} (names of Debian's packages); install them and run this again", packages.join(", "));
+    }
+    if !Uid::effective().is_root() {
+        bail!("missing: {}; as root: {command}", packages.join(", "));
+    }
+    step(&format!("installing {}", packages.join(", ")), || {
+        run_quietly(apt_get().arg("update"))?;
+        run_quietly(apt_get().args(["install", "--yes", "--no-install-recommends"]).args(packages))
+            .with_context(|| format!("try it by hand: {command}"))
+    })
+}
+
+fn apt_get() -> Command {
+    let mut command = Command::new("apt-get");
+    // Servers that packages bring (nginx) must not start on the host: no tests need them there.
+    command.env("DEBIAN_FRONTEND", "noninteractive").env("RUNLEVEL", "1").args([
+        "--quiet",
+        "--option",
+        "DPkg::Lock::Timeout=300",
+    ]);
+    command
+}
+
+fn build_bpf_linker() -> Result<()> {
+    // With the compiler that builds the programs: whatever toolchain runs xtask may be older than it wants.
+    let mut cargo = Command::new("/usr/bin/cargo");
+    cargo.current_dir("/").env("RUSTC", "/usr/bin/rustc").env("LLVM_PREFIX", LLVM).env_remove("RUSTFLAGS").args([
+        "install",
+        "bpf-linker",
+        "--locked",
+        "--version",
+        BPF_LINKER,
+        "--no-default-features",
+        "--features",
+        "llvm-22",
+        "--root",
+    ]);
+    cargo.arg(tools()).arg("--target-dir").arg(target().join("bpf-linker"));
+    step("building bpf-linker (about 2 minutes)", || run_quietly(&mut cargo))
+}
+
+fn tools() -> PathBuf {
+    target().join("tools")
+}
+
+fn step<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<()> {
+    eprintln!("setup: {what} …");
+    let started = Instant::now();
+    work()?;
+    eprintln!("setup: {what}: done in {} s", started.elapsed().as_secs());
+    Ok(())
+}
