@@ -1,1 +1,27 @@
-//! To come.
+//! What happened, for people and machines: metrics, the access log, the log itself.
+//!
+//! [`Telemetry`] is cloned into every proxy. A proxy makes a [`ConnectionRecord`] for each application connection,
+//! counts bytes into it and closes it; all else follows from that.
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | [`connection`] | the record of one connection, and the one place that decides the direction of bytes |
+//! | `labels`, `series` | the label sets of Istio's L4 metrics, and the counters behind them |
+//! | `access_log` | one line for each closed connection, written off the data path |
+//! | [`logging`] | the log, its format, its level at runtime |
+
+mod access_log;
+pub mod connection;
+mod labels;
+pub mod logging;
+mod registry;
+mod series;
+
+#[cfg(test)]
+mod tests;
+
+pub use access_log::AccessLog;
+pub use connection::{
+    ConnectionInfo, ConnectionRecord, Direction, HboneTarget, Outcome, ResponseFlags, SecurityPolicy,
+};
+pub use registry::{ProxyCounts, SocketGuard, Telemetry};

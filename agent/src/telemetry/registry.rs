@@ -1,0 +1,133 @@
+//! The metrics of the process.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use super::access_log::AccessLog;
+use super::connection::{ConnectionInfo, ConnectionRecord, Direction};
+use super::series::{SeriesCollector, SeriesTable};
+
+/// The metrics and the access log. Cloning is cheap; all clones are one.
+#[derive(Clone)]
+pub struct Telemetry(Arc<Inner>);
+
+struct Inner {
+    registry: Mutex<Registry>,
+    series: Arc<SeriesTable>,
+    log: AccessLog,
+    sockets: [Gauge; 2],
+    proxies: ProxyCounts,
+}
+
+/// The pods that this agent serves, as ztunnel counts them (`workload_manager_…`).
+#[derive(Clone, Debug, Default)]
+pub struct ProxyCounts {
+    /// Pods that are served now.
+    pub active: Gauge,
+    /// Pods that are to be served, but are not yet.
+    pub pending: Gauge,
+    /// Pods that have come to be served.
+    pub started: Counter,
+    /// Pods that are no longer served.
+    pub stopped: Counter,
+}
+
+/// Counts a socket as open until dropped.
+#[derive(Debug)]
+pub struct SocketGuard(Gauge);
+
+impl Drop for SocketGuard {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SocketLabels {
+    reporter: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BuildLabels {
+    component: &'static str,
+    tag: &'static str,
+}
+
+impl Telemetry {
+    /// Metrics at zero, and connections logged to `log`.
+    pub fn new(log: AccessLog) -> Self {
+        let mut registry = Registry::default();
+        let series = SeriesTable::new();
+        registry.register_collector(Box::new(SeriesCollector(series.clone())));
+
+        let sockets = Family::<SocketLabels, Gauge>::default();
+        let by_direction = [Direction::Outbound, Direction::Inbound]
+            .map(|direction| sockets.get_or_create_owned(&SocketLabels { reporter: direction.reporter() }));
+        registry.register("istio_tcp_sockets_open", "The number of application sockets open now", sockets);
+
+        let build = Family::<BuildLabels, Gauge>::default();
+        build.get_or_create_owned(&BuildLabels { component: "culvert", tag: env!("CARGO_PKG_VERSION") }).set(1);
+        registry.register("istio_build", "The version of this agent", build);
+
+        let proxies = ProxyCounts::default();
+        registry.register("workload_manager_active_proxy_count", "Pods served now", proxies.active.clone());
+        registry.register("workload_manager_pending_proxy_count", "Pods yet to be served", proxies.pending.clone());
+        registry.register("workload_manager_proxies_started", "Pods that came to be served", proxies.started.clone());
+        registry.register("workload_manager_proxies_stopped", "Pods no longer served", proxies.stopped.clone());
+        Self(Arc::new(Inner { registry: Mutex::new(registry), series, log, sockets: by_direction, proxies }))
+    }
+
+    /// Counts a connection as opened. The record counts its bytes and its end.
+    pub fn connection(&self, info: ConnectionInfo) -> ConnectionRecord {
+        let series = self.0.series.series(&info);
+        ConnectionRecord::open(info, series, self.0.log.clone())
+    }
+
+    /// Counts an application socket as open until the guard is dropped.
+    pub fn socket(&self, direction: Direction) -> SocketGuard {
+        let [outbound, inbound] = &self.0.sockets;
+        let gauge = match direction {
+            Direction::Outbound => outbound,
+            Direction::Inbound => inbound,
+        };
+        gauge.inc();
+        SocketGuard(gauge.clone())
+    }
+
+    /// The counts of pods served, for whoever starts and stops serving them.
+    pub fn proxies(&self) -> &ProxyCounts {
+        &self.0.proxies
+    }
+
+    /// The access log.
+    pub fn access_log(&self) -> &AccessLog {
+        &self.0.log
+    }
+
+    /// Adds `collector`, which is asked at every scrape. It bounds its own labels.
+    pub fn register_collector(&self, collector: Box<dyn Collector>) {
+        self.registry(|registry| registry.register_collector(collector));
+    }
+
+    /// Adds metrics of another module; names are given in full, except for the suffix `_total`.
+    pub fn registry<R>(&self, add: impl FnOnce(&mut Registry) -> R) -> R {
+        add(&mut self.0.registry.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// All metrics in the OpenMetrics text format.
+    ///
+    /// # Errors
+    /// When a collector fails.
+    pub fn encode(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        self.registry(|registry| prometheus_client::encoding::text::encode(&mut text, registry))?;
+        Ok(text)
+    }
+}
