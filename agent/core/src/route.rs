@@ -1,1 +1,3 @@
-//! To come.
+//! Where a connection goes.
+
+pub mod outbound;

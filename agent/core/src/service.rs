@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::waypoint::WaypointBinding;
-use crate::workload::NamespacedName;
+use crate::workload::{Created, NamespacedName};
 
 /// A service's name: its namespace and its fully qualified host.
 ///
@@ -118,6 +118,9 @@ pub struct Service {
     pub subject_alt_names: Vec<Arc<str>>,
     /// Whether this is a Kubernetes Service, which wins over a ServiceEntry that claims the same address.
     pub canonical: bool,
+    /// When the object was made, in seconds since 1970; of several claims to one name or address the oldest counts.
+    /// Objects without a time are the youngest.
+    pub created: Created,
 }
 
 impl Service {

