@@ -67,6 +67,7 @@ pub use peer_authentication::{EffectivePeerAuthentication, MtlsMode, PeerAuthent
 pub use rule::{Alternative, Attribute, Clause, ClauseKind, Condition, Rule};
 
 use crate::identity::Identity;
+use crate::mesh::Snapshot;
 use crate::workload::{Labels, NamespacedName, Workload};
 
 /// An AuthorizationPolicy that L4 enforces: parsed, so that evaluating it cannot fail.
@@ -156,6 +157,18 @@ pub struct Decision {
     pub reason: Reason,
     /// The dry-run policies that apply, each with what it would have said.
     pub dry_run: SmallVec<[DryRun; 2]>,
+}
+
+/// Decides `call` to `workload` by everything in `snapshot` that applies to it.
+pub fn authorize(snapshot: &Snapshot, workload: &Workload, call: &Call<'_>) -> Decision {
+    let options = snapshot.options();
+    let settings = Settings {
+        trust_domain: &options.trust_domain,
+        aliases: &options.trust_domain_aliases,
+        unsupported_deny: options.l4_unsupported_deny,
+    };
+    let policies = snapshot.policies_for(workload);
+    decide(settings, &snapshot.peer_authentication_for(workload), &policies, call)
 }
 
 /// What a dry-run policy would have said.
