@@ -1,0 +1,228 @@
+//! Network namespaces: opening them, doing something in them, and the sockets the agent makes there.
+
+use std::fs::File;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use culvert_core::address::{ClientAddr, NetnsCookie};
+use nix::sched::{CloneFlags, setns};
+use smallvec::SmallVec;
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+use culvert_ebpf_common::STEERING_MARK;
+
+/// Source ports of the agent's legs to applications: outside what clients use (32768 and up, IANA's and Linux's
+/// ephemeral ports), because `(client address, client port)` may be taken by the agent's own accepted socket.
+const APPLICATION_LEG_PORTS: std::ops::RangeInclusive<u16> = 1024..=32767;
+
+/// `IP_LOCAL_PORT_RANGE`, Linux 6.3.
+const IP_LOCAL_PORT_RANGE: libc::c_int = 51;
+
+/// An address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// The family of `ip`.
+    pub fn of(ip: IpAddr) -> Self {
+        if ip.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    fn domain(self) -> Domain {
+        match self {
+            Self::V4 => Domain::IPV4,
+            Self::V6 => Domain::IPV6,
+        }
+    }
+}
+
+/// A handle on a network namespace, open for as long as it is held.
+#[derive(Debug)]
+pub(super) struct Netns {
+    fd: OwnedFd,
+    /// Where threads go back to.
+    home: Arc<OwnedFd>,
+    cookie: NetnsCookie,
+}
+
+impl Netns {
+    /// The calling thread's own.
+    pub(super) fn current() -> io::Result<Self> {
+        let home: Arc<OwnedFd> = Arc::new(File::open("/proc/thread-self/ns/net")?.into());
+        Ok(Self { fd: home.try_clone()?, home, cookie: current_cookie()? })
+    }
+
+    /// The one at `path`, to be entered from `self`'s threads.
+    pub(super) fn open(&self, path: &Path) -> io::Result<Self> {
+        let fd: OwnedFd = File::open(path)?.into();
+        let mut netns = Self { fd, home: self.home.clone(), cookie: NetnsCookie(0) };
+        netns.cookie = netns.enter(current_cookie)??;
+        Ok(netns)
+    }
+
+    pub(super) fn cookie(&self) -> NetnsCookie {
+        self.cookie
+    }
+
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Calls `f` on this thread inside the namespace, and comes back.
+    ///
+    /// `f` must not wait: the thread belongs to others too, and what they open meanwhile would be opened in here.
+    pub(super) fn enter<T>(&self, f: impl FnOnce() -> T) -> io::Result<T> {
+        // Also on unwinding: a thread that stayed inside would make its next sockets in the wrong pod.
+        struct Back<'a>(&'a OwnedFd);
+        impl Drop for Back<'_> {
+            fn drop(&mut self) {
+                if setns(self.0, CloneFlags::CLONE_NEWNET).is_err() {
+                    std::process::abort();
+                }
+            }
+        }
+        let back = Back(&self.home);
+        setns(&self.fd, CloneFlags::CLONE_NEWNET).map_err(io::Error::from)?;
+        let value = f();
+        drop(back);
+        Ok(value)
+    }
+}
+
+/// The cookie of the calling thread's network namespace (`SO_NETNS_COOKIE`, Linux 5.14).
+fn current_cookie() -> io::Result<NetnsCookie> {
+    let socket = Socket::new(Domain::UNIX, Type::DGRAM, None)?;
+    let mut cookie = 0u64;
+    let mut len = size_of::<u64>() as libc::socklen_t;
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    // SAFETY: `cookie` and `len` are valid for the call, and `len` is the size of `cookie`.
+    let rc = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE, (&raw mut cookie).cast(), &raw mut len)
+    };
+    if rc == 0 { Ok(NetnsCookie(cookie)) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A pod's network namespace, and the sockets that the agent makes in it.
+#[derive(Debug)]
+pub struct PodNetns {
+    netns: Netns,
+    addresses: SmallVec<[IpAddr; 2]>,
+}
+
+impl PodNetns {
+    pub(super) fn new(netns: Netns, addresses: impl IntoIterator<Item = IpAddr>) -> Self {
+        Self { netns, addresses: addresses.into_iter().collect() }
+    }
+
+    pub(super) fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    /// The kernel's name for it.
+    pub fn cookie(&self) -> NetnsCookie {
+        self.netns.cookie
+    }
+
+    /// The pod's addresses, the primary one first.
+    pub fn addresses(&self) -> &[IpAddr] {
+        &self.addresses
+    }
+
+    /// The pod's address of a family, if it has one.
+    pub fn address(&self, family: Family) -> Option<IpAddr> {
+        self.addresses.iter().copied().find(|ip| Family::of(*ip) == family)
+    }
+
+    /// A nonblocking TCP socket in the pod's network namespace that is not steered: what it connects to sees the pod.
+    ///
+    /// # Errors
+    ///
+    /// The agent is out of descriptors, or the family is switched off.
+    pub fn tcp_socket(&self, family: Family) -> io::Result<Socket> {
+        self.netns.enter(|| Socket::new(family.domain(), Type::STREAM.nonblocking(), Some(Protocol::TCP)))?
+    }
+
+    /// A nonblocking TCP socket for a leg to the application in the pod at `pod`, bound to the client's address, so
+    /// that the application sees who calls. The port is another than the client's.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::InvalidInput`] when the two addresses are of different families; otherwise the kernel's.
+    pub fn application_socket(&self, client: ClientAddr, pod: IpAddr) -> io::Result<Socket> {
+        let family = Family::of(pod.to_canonical());
+        if Family::of(client.ip()) != family {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("the client {client} and the pod {pod} are of different address families"),
+            ));
+        }
+        let socket = self.tcp_socket(family)?;
+        match family {
+            Family::V4 => socket.set_ip_transparent_v4(true)?,
+            Family::V6 => set_int(&socket, libc::SOL_IPV6, libc::IPV6_TRANSPARENT, 1)?,
+        }
+        socket.set_mark(STEERING_MARK)?;
+        bind_outside_client_ports(&socket, client.ip())?;
+        Ok(socket)
+    }
+}
+
+fn bind_outside_client_ports(socket: &Socket, ip: IpAddr) -> io::Result<()> {
+    /// Set once the kernel has said that it lacks `IP_LOCAL_PORT_RANGE`.
+    static NO_PORT_RANGE: AtomicBool = AtomicBool::new(false);
+    let (first, last) = (*APPLICATION_LEG_PORTS.start(), *APPLICATION_LEG_PORTS.end());
+    if !NO_PORT_RANGE.load(Ordering::Relaxed) {
+        let range = i32::from_ne_bytes((u32::from(last) << 16 | u32::from(first)).to_ne_bytes());
+        match set_int(socket, libc::SOL_IP, IP_LOCAL_PORT_RANGE, range) {
+            Ok(()) => {
+                // The port is chosen by connect(), which knows the whole tuple.
+                set_int(socket, libc::SOL_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
+                return socket.bind(&SockAddr::from(SocketAddr::new(ip, 0)));
+            }
+            Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => {
+                NO_PORT_RANGE.store(true, Ordering::Relaxed);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    bind_by_trying(socket, ip)
+}
+
+/// Before Linux 6.3: walk the range from where the last call stopped.
+fn bind_by_trying(socket: &Socket, ip: IpAddr) -> io::Result<()> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    const TRIES: u32 = 256;
+    let (first, count) = (u32::from(*APPLICATION_LEG_PORTS.start()), APPLICATION_LEG_PORTS.len() as u32);
+    for _ in 0..TRIES {
+        let offset = NEXT.fetch_add(1, Ordering::Relaxed) % count;
+        let port = u16::try_from(first + offset).unwrap_or(*APPLICATION_LEG_PORTS.start());
+        match socket.bind(&SockAddr::from(SocketAddr::new(ip, port))) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            result => return result,
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::AddrInUse, format!("no free source port for {ip} after {TRIES} tries")))
+}
+
+pub(super) fn set_int(socket: &Socket, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    // SAFETY: the pointer and length describe `value`, which lives for the call.
+    let rc = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            (&raw const value).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
