@@ -6,20 +6,32 @@
 //! | [`netns`], [`cgroup`] | guards: gone when dropped |
 //! | [`process`] | a place (netns and cgroup), and commands, closures and long-running processes there |
 //! | [`topology`] | nodes joined by a routed wire, pods routed behind their nodes |
+//! | [`agent`], [`objects`] | `culvert node` on a node, and the directory of YAML it reads |
+//! | [`http`], [`nginx`] | servers, and a client for the agent's endpoints |
+//! | [`capture`] | what crossed a wire |
 //! | [`deadline`] | waiting for a fact with a limit; nothing here sleeps and hopes |
 //!
 //! Everything needs root. Nothing is mocked: a test that passes here has run through the kernel's own TCP.
 
+pub mod agent;
+pub mod capture;
 pub mod cgroup;
 pub mod deadline;
+pub mod http;
 pub mod netns;
+pub mod nginx;
+pub mod objects;
 pub mod process;
 pub mod scope;
 pub mod topology;
 
+pub use agent::{Agent, AgentConfig};
+pub use capture::Capture;
 pub use cgroup::Cgroup;
 pub use deadline::eventually;
 pub use netns::Netns;
+pub use nginx::Nginx;
+pub use objects::ConfigDir;
 pub use process::{Finished, Place, Process};
 pub use scope::Scope;
 pub use topology::{Node, Pod, Topology};
