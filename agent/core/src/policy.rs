@@ -62,6 +62,7 @@ use smallvec::SmallVec;
 
 pub use evaluate::{Settings, decide};
 pub use explain::{Explanation, NotAllowed, Reason, RuleMatch, Tried};
+pub(crate) use matcher::has_inner_wildcard;
 pub use matcher::{Networks, Pattern, Ports, Principals, ServiceAccounts, Strings};
 pub use peer_authentication::{EffectivePeerAuthentication, MtlsMode, PeerAuthentication, PeerAuthenticationScope};
 pub use rule::{Alternative, Attribute, Clause, ClauseKind, Condition, Rule};

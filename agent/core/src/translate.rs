@@ -1,9 +1,15 @@
 //! Kubernetes objects into the model, or a typed reason why not; one file per kind.
 
+mod authorization_policy;
+mod peer_authentication;
+
 use std::fmt;
 
 use culvert_api::ObjectRef;
 use serde::Serialize;
+
+pub use authorization_policy::authorization_policy;
+pub use peer_authentication::peer_authentication;
 
 /// Something about an object that its author should know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
