@@ -70,6 +70,7 @@ pub(crate) fn cargo() -> Result<Command> {
         "RUSTUP_TOOLCHAIN",
         "CARGO_BUILD_TARGET",
         "CARGO_TARGET_DIR",
+        "LD_LIBRARY_PATH",
         "RUSTDOC",
         "CARGO",
     ] {

@@ -1,8 +1,10 @@
 //! `cargo xtask TASK`: everything this repository does to itself. One file a task; CI calls only these.
 
 mod ebpf;
+mod fuzz;
 mod run;
 mod setup;
+mod test;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -16,15 +18,25 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Install what the other tasks need and is missing (Debian packages, bpf-linker); they call it themselves
+    /// Install what the tasks need and is missing; they do it themselves
     Setup,
     /// Build the eBPF programs into target/ebpf/
     Ebpf,
+    /// Run every test of the workspace on the real kernel (root); what CI runs
+    Test {
+        /// Further arguments of cargo test
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Run every fuzz target for a bounded time
+    Fuzz(fuzz::Fuzz),
 }
 
 fn main() -> Result<()> {
     match Cli::parse().task {
         Task::Setup => setup::everything(),
         Task::Ebpf => ebpf::build(),
+        Task::Test { arguments } => test::run_all(&arguments),
+        Task::Fuzz(options) => fuzz::run_targets(&options),
     }
 }

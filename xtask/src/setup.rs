@@ -36,12 +36,16 @@ pub(crate) const TOPOLOGY: &[Part] = &[
     Part::Program("nginx", "nginx-light"),
 ];
 
+/// What the fuzz targets are built with: libFuzzer is C++.
+pub(crate) const FUZZ: &[Part] = &[Part::C, Part::Program("c++", "g++")];
+
 /// What the benchmark measures with.
 pub(crate) const BENCH: &[Part] = &[Part::Program("iperf3", "iperf3")];
 
 /// Installs all parts of all tasks but those of `kernels`, which are large.
 pub(crate) fn everything() -> Result<()> {
     install(TOPOLOGY)?;
+    install(FUZZ)?;
     install(BENCH)?;
     println!("everything is there");
     Ok(())
@@ -132,17 +136,23 @@ fn apt_get() -> Command {
 fn build_bpf_linker() -> Result<()> {
     // With the compiler that builds the programs: whatever toolchain runs xtask may be older than it wants.
     let mut cargo = Command::new("/usr/bin/cargo");
-    cargo.current_dir("/").env("RUSTC", "/usr/bin/rustc").env("LLVM_PREFIX", LLVM).env_remove("RUSTFLAGS").args([
-        "install",
-        "bpf-linker",
-        "--locked",
-        "--version",
-        BPF_LINKER,
-        "--no-default-features",
-        "--features",
-        "llvm-22",
-        "--root",
-    ]);
+    cargo
+        .current_dir("/")
+        .env("RUSTC", "/usr/bin/rustc")
+        .env("LLVM_PREFIX", LLVM)
+        .env_remove("RUSTFLAGS")
+        .env_remove("LD_LIBRARY_PATH")
+        .args([
+            "install",
+            "bpf-linker",
+            "--locked",
+            "--version",
+            BPF_LINKER,
+            "--no-default-features",
+            "--features",
+            "llvm-22",
+            "--root",
+        ]);
     cargo.arg(tools()).arg("--target-dir").arg(target().join("bpf-linker"));
     step("building bpf-linker (about 2 minutes)", || run_quietly(&mut cargo))
 }
