@@ -15,4 +15,8 @@
 //! | [`server`] | accepting tunnels |
 
 pub mod handshake;
+mod outgoing;
 pub mod record;
+mod scratch;
+pub mod tunnel;
+mod wake;

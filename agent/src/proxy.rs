@@ -1,1 +1,3 @@
-//! To come.
+//! The proxies of an enrolled pod: outbound, inbound through tunnels, inbound in plaintext, and passthrough.
+
+pub mod live;

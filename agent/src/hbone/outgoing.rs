@@ -10,13 +10,14 @@
 
 use std::io::{self, IoSliceMut, Read as _};
 
-use culvert_core::hbone::h2::FRAME_HEADER_LEN;
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use super::record::{HEADER_LEN, MAX_PLAINTEXT, RecordError, Sealer, TRAILER_LEN};
 
+/// Bytes of an HTTP/2 frame header (RFC 9113 §4.1).
+const FRAME_HEADER_LEN: usize = 9;
 /// Room below which another record is started rather than the open one filled up.
 const MIN_PAYLOAD: usize = 1024;
 /// Records that one read fills at the most.

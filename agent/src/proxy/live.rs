@@ -27,9 +27,9 @@ pub enum EndReason {
 impl EndReason {
     fn outcome(self) -> Outcome {
         match self {
-            Self::PolicyChanged => Outcome::failed(ResponseFlags::Deny, "connection closed due to policy change"),
+            Self::PolicyChanged => Outcome::failed(ResponseFlags::Denied, "connection closed due to policy change"),
             Self::Drained => Outcome::error("connection closed because the pod or its proxy is going away"),
-            Self::Revoked => Outcome::failed(ResponseFlags::CertRevoked, "connection closed: the peer's certificate was revoked"),
+            Self::Revoked => Outcome::failed(ResponseFlags::CertificateRevoked, "connection closed: the peer's certificate was revoked"),
         }
     }
 }

@@ -1,0 +1,225 @@
+//! One tunnel as one task: the TCP socket, the record keys, the HTTP/2 state and the application sockets it carries.
+
+mod mux;
+mod stream;
+mod turn;
+mod wire;
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use culvert_core::hbone::h2::{Connection, ConnectionError, Request, Settings};
+use smallvec::SmallVec;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, Sleep};
+
+use self::mux::Mux;
+use self::wire::Wire;
+use super::handshake::{Established, HandshakeError};
+use super::record::RecordError;
+use super::scratch;
+use crate::proxy::live::Flow;
+
+/// How often the peer is asked whether it is alive (as ztunnel does).
+const PING_EVERY: Duration = Duration::from_secs(10);
+/// How long it may stay silent after being asked.
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a client keeps a tunnel that carries nothing.
+const IDLE_RELEASE: Duration = Duration::from_secs(300);
+/// How long a server waits for the application to accept.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// An application connection that wants to go through a tunnel.
+pub struct Open {
+    /// The application's socket, not yet registered with any reactor.
+    pub app: std::net::TcpStream,
+    /// The CONNECT.
+    pub request: Request,
+    /// Its account.
+    pub flow: Flow,
+    /// How often it has been sent elsewhere because a tunnel closed under it.
+    pub attempts: u8,
+}
+
+/// What becomes of a stream that a peer asks for.
+pub enum Accepted {
+    /// The application is being dialled.
+    Dial {
+        /// A socket whose connect is under way.
+        app: TcpStream,
+        /// Its account.
+        flow: Flow,
+        /// Headers of the 200.
+        headers: SmallVec<[(&'static str, String); 1]>,
+    },
+    /// It is answered with this status.
+    Refuse(u16),
+}
+
+/// Decides about the streams of a server's tunnel.
+pub trait Accept: Send + Sync {
+    /// Decides at once: looks at policy and starts dialling, but waits for nothing.
+    fn accept(&self, request: &Request) -> Accepted;
+}
+
+/// Takes back connections that a tunnel could not carry though the peer has not acted on them.
+pub trait Redial: Send + Sync {
+    /// Sends `open` through another tunnel.
+    fn redial(&self, open: Box<Open>);
+}
+
+/// Which end of the tunnel this is.
+pub enum Role {
+    /// The end that dialled, and opens streams.
+    Client(Arc<dyn Redial>),
+    /// The end that accepted, and is asked for streams.
+    Server(Arc<dyn Accept>),
+}
+
+/// Why a tunnel ended.
+#[derive(Debug, thiserror::Error)]
+pub enum TunnelError {
+    /// The socket failed.
+    #[error("the tunnel's connection failed: {0}")]
+    Io(#[from] std::io::Error),
+    /// The peer's records are broken.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// The peer's frames are broken.
+    #[error(transparent)]
+    Http2(#[from] ConnectionError),
+    /// The peer's keys are broken.
+    #[error(transparent)]
+    Keys(#[from] HandshakeError),
+    /// The peer does not answer.
+    #[error("the peer has not answered a PING for {} s; its node may be gone", PING_TIMEOUT.as_secs())]
+    Silent,
+    /// The peer closed while streams were open.
+    #[error("the peer closed the tunnel")]
+    Closed,
+    /// The peer sent a fatal TLS alert.
+    #[error("the peer ended the tunnel with TLS alert {0}; it may not accept our certificate")]
+    Alert(u8),
+}
+
+enum Command {
+    Open(Box<Open>),
+    /// GOAWAY: finish what is open, take nothing new.
+    Drain,
+}
+
+/// The handle by which others use a tunnel.
+#[derive(Clone)]
+pub struct Handle {
+    commands: mpsc::UnboundedSender<Command>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    /// Streams open or on their way to be.
+    streams: AtomicUsize,
+    /// How many the peer allows.
+    limit: AtomicUsize,
+    /// No new streams.
+    draining: AtomicBool,
+}
+
+impl Handle {
+    /// Streams that the tunnel carries.
+    pub fn streams(&self) -> usize {
+        self.shared.streams.load(Ordering::Relaxed)
+    }
+
+    /// Whether one more stream may be opened.
+    pub fn has_room(&self) -> bool {
+        !self.is_draining() && self.streams() < self.shared.limit.load(Ordering::Relaxed)
+    }
+
+    /// Whether the tunnel takes no new streams, or is gone.
+    pub fn is_draining(&self) -> bool {
+        self.shared.draining.load(Ordering::Relaxed) || self.commands.is_closed()
+    }
+
+    /// Carries `open`; gives it back if the tunnel is gone.
+    pub fn open(&self, open: Box<Open>) -> Result<(), Box<Open>> {
+        self.shared.streams.fetch_add(1, Ordering::Relaxed);
+        self.commands.send(Command::Open(open)).map_err(|refused| match refused.0 {
+            Command::Open(open) => open,
+            Command::Drain => unreachable!("what was sent comes back"),
+        })
+    }
+
+    /// Has the tunnel finish what it carries and close.
+    pub fn drain(&self) {
+        self.shared.draining.store(true, Ordering::Relaxed);
+        // A tunnel that is gone is drained.
+        let _ = self.commands.send(Command::Drain);
+    }
+}
+
+/// A tunnel: a future to be spawned on the worker whose reactor `Established::io` is registered with. It resolves when
+/// the tunnel has closed.
+pub struct Tunnel {
+    wire: Wire,
+    mux: Mux,
+    commands: mpsc::UnboundedReceiver<Command>,
+    shared: Arc<Shared>,
+    /// What rustls opened during the handshake, until the first turn.
+    early: Option<Vec<u8>>,
+    timer: Pin<Box<Sleep>>,
+    /// When the peer was last heard of.
+    heard: Instant,
+    /// When the tunnel last carried something.
+    busy: Instant,
+    closing: bool,
+}
+
+impl Tunnel {
+    /// Takes over an established connection. `streams` bounds how many are opened here, whatever the peer allows.
+    pub fn new(established: Established, role: Role, streams: usize) -> (Self, Handle) {
+        let h2 = match role {
+            Role::Client(_) => Connection::client(Settings::CLIENT),
+            Role::Server(_) => Connection::server(Settings::SERVER),
+        };
+        let (sender, commands) = mpsc::unbounded_channel();
+        let shared = Arc::new(Shared { limit: AtomicUsize::new(streams), ..Shared::default() });
+        let now = Instant::now();
+        let tunnel = Self {
+            wire: Wire::new(
+                established.io,
+                established.sealer,
+                established.opener,
+                established.keys,
+                established.received,
+            ),
+            mux: Mux::new(h2, role, shared.clone(), streams),
+            commands,
+            shared: shared.clone(),
+            early: Some(established.plaintext),
+            timer: Box::pin(tokio::time::sleep(PING_EVERY)),
+            heard: now,
+            busy: now,
+            closing: false,
+        };
+        (tunnel, Handle { commands: sender, shared })
+    }
+}
+
+impl Future for Tunnel {
+    type Output = Result<(), TunnelError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        scratch::with(|scratch| self.poll_turns(cx, scratch))
+    }
+}
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        self.shared.draining.store(true, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,172 @@
+//! The loop: what has arrived, what the applications sent, what goes out.
+
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+
+use tokio::time::Instant;
+
+use super::mux::{Batch, flags_of};
+use super::{Command, IDLE_RELEASE, PING_EVERY, PING_TIMEOUT, Role, Tunnel, TunnelError};
+use crate::hbone::outgoing::Outgoing;
+use crate::hbone::scratch::Scratch;
+
+/// Turns before other tasks of the worker get theirs.
+const TURNS: usize = 4;
+
+impl Tunnel {
+    /// Takes turns until nothing is left to do, or others should have the worker.
+    pub(super) fn poll_turns(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Poll<Result<(), TunnelError>> {
+        self.mux.ready.register(cx.waker());
+        for _ in 0..TURNS {
+            match self.turn(cx, scratch) {
+                Ok(Turn::Progress) => {}
+                Ok(Turn::Waiting) => return Poll::Pending,
+                Ok(Turn::Finished) => return Poll::Ready(Ok(())),
+                Err(error) => {
+                    self.give_up(cx, scratch, &error);
+                    return Poll::Ready(Err(error));
+                }
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn turn(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Result<Turn, TunnelError> {
+        let commanded = self.take_commands(cx);
+        let received = self.receive(cx, &mut scratch.incoming)?;
+        let sent = self.send(cx, &mut scratch.outgoing)?;
+        let ticked = self.tick(cx)?;
+        if self.mux.is_empty() {
+            if self.wire.ended {
+                return Ok(Turn::Finished);
+            }
+            if self.mux.h2.is_draining() && !self.closing && self.mux.h2.pending_output().is_empty() {
+                self.closing = true;
+                self.wire.close_notify();
+                return Ok(Turn::Progress);
+            }
+            if self.closing && !self.wire.is_blocked() {
+                self.wire.shutdown();
+                return Ok(Turn::Finished);
+            }
+        } else if self.wire.ended {
+            return Err(TunnelError::Closed);
+        }
+        Ok(if commanded || received || sent || ticked { Turn::Progress } else { Turn::Waiting })
+    }
+
+    fn take_commands(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut progress = false;
+        while let Poll::Ready(Some(command)) = self.commands.poll_recv(cx) {
+            progress = true;
+            match command {
+                Command::Open(open) => self.mux.open(open),
+                Command::Drain => self.mux.h2.go_away(culvert_core::hbone::h2::ErrorCode::NO_ERROR),
+            }
+        }
+        progress
+    }
+
+    fn receive(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Result<bool, TunnelError> {
+        let mut batch = Batch::default();
+        let total = if let Some(early) = self.early.take() {
+            // What rustls opened itself, then what it left sealed.
+            let length = early.len().min(buffer.len());
+            buffer[..length].copy_from_slice(&early[..length]);
+            self.frames(buffer, 0..length, &mut batch)?;
+            self.mux.deliver(buffer, &mut batch);
+            self.wire.take_received(buffer)
+        } else {
+            match self.wire.read(cx, buffer)? {
+                Some(total) => total,
+                None => return Ok(false),
+            }
+        };
+        self.heard = Instant::now();
+        let mut at = 0;
+        while let Some((end, data)) = self.wire.open(&mut buffer[..total], at)? {
+            at = end;
+            self.frames(buffer, data, &mut batch)?;
+        }
+        self.mux.deliver(buffer, &mut batch);
+        self.wire.keep(&buffer[at..total]);
+        Ok(true)
+    }
+
+    fn frames(&mut self, buffer: &[u8], data: Range<usize>, batch: &mut Batch) -> Result<(), TunnelError> {
+        let mut input = &buffer[data];
+        loop {
+            let (consumed, event) = self.mux.h2.receive(input)?;
+            input = &input[consumed..];
+            match event {
+                Some(event) => self.mux.event(event, buffer, batch),
+                None if consumed == 0 => return Ok(()),
+                None => {}
+            }
+        }
+    }
+
+    fn send(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Result<bool, TunnelError> {
+        if self.wire.is_blocked() && !self.wire.flush(cx)? {
+            return Ok(self.mux.serve(None)?);
+        }
+        self.mux.resume();
+        let mut out = Outgoing::new(buffer, &mut self.wire.sealer);
+        let served = self.mux.serve(Some(&mut out))?;
+        self.mux.control(&mut out)?;
+        let length = out.finish()?;
+        if length > 0 {
+            self.wire.write(cx, &buffer[..length])?;
+        }
+        Ok(served || length > 0)
+    }
+
+    /// Asks the peer whether it is alive, and releases what has been idle.
+    fn tick(&mut self, cx: &mut Context<'_>) -> Result<bool, TunnelError> {
+        if self.timer.as_mut().poll(cx).is_pending() {
+            return Ok(false);
+        }
+        let now = Instant::now();
+        self.timer.as_mut().reset(now + PING_EVERY);
+        if now.saturating_duration_since(self.heard) >= PING_TIMEOUT + PING_EVERY {
+            return Err(TunnelError::Silent);
+        }
+        self.mux.expire_dials(now);
+        self.wire.shrink();
+        if !self.mux.is_empty() {
+            self.busy = now;
+        } else if matches!(self.mux.role, Role::Client(_)) && now - self.busy >= IDLE_RELEASE {
+            self.shared.draining.store(true, Ordering::Relaxed);
+            self.mux.h2.go_away(culvert_core::hbone::h2::ErrorCode::NO_ERROR);
+        }
+        self.mux.h2.ping(*b"culvert\0");
+        Ok(true)
+    }
+
+    /// The tunnel cannot go on: tells the peer why as far as the socket takes it, and resets what was carried.
+    fn give_up(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch, error: &TunnelError) {
+        self.shared.draining.store(true, Ordering::Relaxed);
+        if !self.wire.is_blocked() {
+            let mut out = Outgoing::new(&mut scratch.outgoing, &mut self.wire.sealer);
+            if self.mux.control(&mut out).is_ok()
+                && let Ok(length) = out.finish()
+            {
+                // Whoever broke the connection may not be listening.
+                let _ = self.wire.write(cx, &scratch.outgoing[..length]);
+            }
+        }
+        self.mux.fail_all(&error.to_string(), flags_of(error));
+        self.commands.close();
+        while let Ok(Command::Open(open)) = self.commands.try_recv() {
+            self.mux.open(open);
+        }
+    }
+}
+
+enum Turn {
+    Progress,
+    Waiting,
+    Finished,
+}
