@@ -23,6 +23,7 @@ use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
 
 pub use directory::DirectoryCa;
+pub(crate) use trust::unix_time;
 pub use trust::{CertificateId, TrustBundle, Usage, certificate_ids};
 
 /// A future that owns what it needs, as an object-safe trait returns it.

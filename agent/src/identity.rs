@@ -7,6 +7,7 @@
 mod certificate;
 mod clock;
 mod peer;
+mod renewal;
 mod sessions;
 mod store;
 mod tls;

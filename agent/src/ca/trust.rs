@@ -5,6 +5,8 @@ use std::time::SystemTime;
 use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, TrustAnchor, UnixTime};
 use smallvec::SmallVec;
+
+use super::files::{CA_CRL, ROOT_CERT};
 use webpki::{
     CertRevocationList, EndEntityCert, KeyUsage, OwnedCertRevocationList, RevocationOptionsBuilder, UnknownStatusPolicy,
 };
@@ -27,32 +29,41 @@ pub struct TrustBundle {
     roots: Vec<CertificateDer<'static>>,
     anchors: Vec<TrustAnchor<'static>>,
     revocations: Vec<CertRevocationList<'static>>,
+    sources: Vec<Vec<u8>>,
 }
 
 impl TrustBundle {
     /// A bundle of `roots` and `revocations`.
     ///
     /// # Errors
-    /// Says which root or list, counted from one, cannot be parsed and why.
+    /// The name of the file in Istio's form, and which of its roots or lists, counted from one, cannot be parsed.
     pub fn new(
         roots: Vec<CertificateDer<'static>>,
         revocations: &[CertificateRevocationListDer<'static>],
-    ) -> Result<Self, String> {
+    ) -> Result<Self, (&'static str, String)> {
         let anchors = (1..)
             .zip(&roots)
             .map(|(n, root)| {
-                let anchor = webpki::anchor_from_trusted_cert(root).map_err(|e| format!("certificate {n}: {e}"))?;
+                let anchor = webpki::anchor_from_trusted_cert(root)
+                    .map_err(|e| (ROOT_CERT, format!("certificate {n} cannot be parsed: {e}")))?;
                 Ok(anchor.to_owned())
             })
-            .collect::<Result<_, String>>()?;
+            .collect::<Result<_, _>>()?;
+        let sources = revocations.iter().map(|list| list.to_vec()).collect();
         let revocations = (1..)
             .zip(revocations)
             .map(|(n, list)| {
-                let list = OwnedCertRevocationList::from_der(list).map_err(|e| format!("revocation list {n}: {e}"))?;
+                let list = OwnedCertRevocationList::from_der(list)
+                    .map_err(|e| (CA_CRL, format!("list {n} cannot be parsed: {e}")))?;
                 Ok(CertRevocationList::Owned(list))
             })
-            .collect::<Result<_, String>>()?;
-        Ok(Self { roots, anchors, revocations })
+            .collect::<Result<_, _>>()?;
+        Ok(Self { roots, anchors, revocations, sources })
+    }
+
+    /// Whether `other` trusts and revokes the same.
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        self.roots == other.roots && self.sources == other.sources
     }
 
     /// The trusted roots.
@@ -60,19 +71,19 @@ impl TrustBundle {
         &self.roots
     }
 
-    /// Checks that `chain`, leaf first, leads to one of the roots, is in its period of validity at `now`, may be used
-    /// for `usage` and is not revoked.
+    /// Checks that `leaf` leads to one of the roots through `intermediates`, is in its period of validity at `now`, may
+    /// be used for `usage`, and that nothing on the way is revoked.
     ///
     /// # Errors
-    /// What webpki objects to; an empty chain is a bad encoding.
+    /// What webpki objects to.
     pub fn verify(
         &self,
-        chain: &[CertificateDer<'_>],
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
         usage: Usage,
         now: UnixTime,
         algorithms: &WebPkiSupportedAlgorithms,
     ) -> Result<(), webpki::Error> {
-        let (leaf, intermediates) = chain.split_first().ok_or(webpki::Error::BadDer)?;
         let lists: SmallVec<[&CertRevocationList<'_>; 4]> = self.revocations.iter().collect();
         // There is nothing to build from no lists at all, hence the `ok`.
         let revocation = RevocationOptionsBuilder::new(&lists)

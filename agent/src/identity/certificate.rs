@@ -4,8 +4,15 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use culvert_core::identity::Identity;
+use rcgen::{CertificateParams, DistinguishedName, KeyPair, SanType};
 use rustls::sign::CertifiedKey;
+use rustls_pki_types::PrivateKeyDer;
 use serde::Serialize;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::peer::peer_identities;
+use super::tls::{self, Template};
+use crate::ca::{SignedCertificate, Usage, unix_time};
 
 /// A workload's certificate, and the TLS configurations that each of its handshakes shares.
 ///
@@ -26,7 +33,7 @@ pub struct WorkloadCertificate {
     /// For opening tunnels. Sends no SNI: the server name given to a connection only tells whose session to resume, so
     /// give the address that is dialled. The caller checks who answered with [`super::verify_server`].
     pub client: Arc<rustls::ClientConfig>,
-    pub(super) key: Arc<CertifiedKey>,
+    key: Arc<CertifiedKey>,
 }
 
 /// What can be told of a certificate: everything but the key.
@@ -59,4 +66,81 @@ impl WorkloadCertificate {
     pub fn remaining(&self, now: SystemTime) -> Duration {
         self.not_after.duration_since(now).unwrap_or_default()
     }
+}
+
+/// A key pair and the request to have it certified.
+pub(super) struct Prepared {
+    key: KeyPair,
+    /// PEM.
+    pub(super) csr: String,
+}
+
+impl Prepared {
+    /// A new ECDSA P-256 key and a CSR for it with an empty subject and, for that reason, a critical URI SAN
+    /// (RFC 5280 §4.2.1.6).
+    pub(super) fn new(identity: &Identity) -> Result<Self, rcgen::Error> {
+        let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into()?)];
+        let csr = params.serialize_request(&key)?.pem()?;
+        Ok(Self { key, csr })
+    }
+
+    /// The certificate in `signed`, once it is sure that peers will take it at `now`; else what is wrong with it.
+    pub(super) fn complete(
+        self,
+        identity: Arc<Identity>,
+        signed: SignedCertificate,
+        template: &Template,
+        now: SystemTime,
+    ) -> Result<WorkloadCertificate, String> {
+        let key = PrivateKeyDer::Pkcs8(self.key.serialize_der().into());
+        let key = CertifiedKey::from_der(signed.chain, key, tls::provider())
+            .map_err(|e| format!("the signed certificate is not for the key of the request: {e}"))?;
+        let leaf = key.cert.first().ok_or("the authority signed nothing")?;
+        let (_, parsed) = X509Certificate::from_der(leaf).map_err(|e| format!("the signed certificate: {e}"))?;
+        let identities = peer_identities(&key.cert).map_err(|e| e.to_string())?;
+        if identities.first() != Some(&*identity) {
+            return Err("the signed certificate is for someone else".to_owned());
+        }
+        let serial = parsed.raw_serial().iter().map(|byte| format!("{byte:02X}")).collect::<String>().into();
+        let not_before = system_time(parsed.validity().not_before.timestamp());
+        let not_after = system_time(parsed.validity().not_after.timestamp());
+        WorkloadCertificate::build(identity, serial, not_before, not_after, Arc::new(key), template, now)
+    }
+}
+
+impl WorkloadCertificate {
+    /// The same certificate, trusting what `template` does; else why peers would not take it any more.
+    pub(super) fn under(&self, template: &Template, now: SystemTime) -> Result<Self, String> {
+        let (identity, key) = (self.identity.clone(), self.key.clone());
+        Self::build(identity, self.serial.clone(), self.not_before, self.not_after, key, template, now)
+    }
+
+    fn build(
+        identity: Arc<Identity>,
+        serial: Box<str>,
+        not_before: SystemTime,
+        not_after: SystemTime,
+        key: Arc<CertifiedKey>,
+        template: &Template,
+        now: SystemTime,
+    ) -> Result<Self, String> {
+        let (leaf, intermediates) = key.cert.split_first().ok_or("the authority signed nothing")?;
+        let algorithms = &tls::provider().signature_verification_algorithms;
+        for usage in [Usage::Client, Usage::Server] {
+            template
+                .trust()
+                .verify(leaf, intermediates, usage, unix_time(now), algorithms)
+                .map_err(|e| format!("peers would not accept the certificate: {e}"))?;
+        }
+        let server = template.server(&key).map_err(|e| e.to_string())?;
+        let client = template.client(&key).map_err(|e| e.to_string())?;
+        Ok(Self { identity, serial, not_before, not_after, server, client, key })
+    }
+}
+
+fn system_time(seconds: i64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
 }

@@ -1,11 +1,17 @@
 //! The certificates of every identity on the node.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::fmt;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
 
+use arc_swap::ArcSwap;
 use culvert_core::identity::Identity;
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
 
+use super::renewal::{self, Shared, Slot};
 use super::{CertificateReport, Clock, SystemClock, TrustDomains, WorkloadCertificate};
 use crate::ca::{CaError, CertificateAuthority, TrustBundle};
 
@@ -46,28 +52,56 @@ pub enum FetchError {
     Forgotten(Identity),
 }
 
-/// The certificates of every identity on the node. Cloning is cheap; all clones are one store.
+/// The certificates of every identity on the node. Cloning is cheap; all clones are one store, which ends with the last.
 #[derive(Clone)]
-pub struct CertificateStore {
-    authority: Arc<dyn CertificateAuthority>,
-    options: StoreOptions,
+pub struct CertificateStore(Arc<Inner>);
+
+struct Inner {
+    shared: Arc<Shared>,
+    /// A tree of its own for every identity; the number is bounded by the pods of the node.
+    kept: RwLock<HashMap<Arc<Identity>, Kept>>,
+}
+
+/// One identity's certificate and the task that keeps it fresh, which ends with it.
+struct Kept {
+    slot: watch::Receiver<Slot>,
+    task: AbortHandle,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 /// Always the current certificate of one identity, without a lookup.
 #[derive(Clone, Debug)]
-pub struct CertificateHandle(watch::Receiver<Option<Arc<WorkloadCertificate>>>);
+pub struct CertificateHandle(watch::Receiver<Slot>);
 
 impl CertificateHandle {
-    /// The certificate in use; `None` before the first.
+    /// The certificate in use; `None` before the first. Keeps the last one after the identity was forgotten.
     pub fn current(&self) -> Option<Arc<WorkloadCertificate>> {
-        self.0.borrow().clone()
+        self.0.borrow().certificate.clone()
+    }
+
+    /// Waits until the certificate is another one; never returns once the identity was forgotten.
+    pub async fn changed(&mut self) {
+        if self.0.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
     }
 }
 
 impl CertificateStore {
     /// A store that has its certificates signed by `authority`. Needs a tokio runtime.
     pub fn new(authority: Arc<dyn CertificateAuthority>, options: StoreOptions) -> Self {
-        Self { authority, options }
+        let shared = Shared {
+            authority,
+            ttl: options.ttl,
+            clock: options.clock,
+            domains: Arc::new(ArcSwap::from_pointee(options.trust_domains)),
+        };
+        Self(Arc::new(Inner { shared: Arc::new(shared), kept: RwLock::default() }))
     }
 
     /// The certificate of `identity`, waiting for the first attempt to get one. However many callers wait, the
@@ -76,49 +110,105 @@ impl CertificateStore {
     /// # Errors
     /// When the attempt failed; it is repeated in the background, so a later call may succeed.
     pub async fn fetch(&self, identity: &Identity) -> Result<Arc<WorkloadCertificate>, FetchError> {
-        Err(FetchError::Forgotten(identity.clone()))
+        let mut slot = self.slot(identity);
+        let settled = slot
+            .wait_for(|slot| slot.certificate.is_some() || slot.error.is_some())
+            .await
+            .map_err(|_| FetchError::Forgotten(identity.clone()))?;
+        match (&settled.certificate, &settled.error) {
+            (Some(certificate), _) => Ok(certificate.clone()),
+            (None, Some(error)) => Err(FetchError::Authority { identity: identity.clone(), error: error.clone() }),
+            (None, None) => Err(FetchError::Forgotten(identity.clone())),
+        }
     }
 
     /// The certificate of `identity`, if there is one.
     pub fn current(&self, identity: &Identity) -> Option<Arc<WorkloadCertificate>> {
-        let _ = identity;
-        None
+        self.0.kept.read().unwrap_or_else(PoisonError::into_inner).get(identity)?.slot.borrow().certificate.clone()
     }
 
     /// Always the current certificate of `identity`; begins to fetch it if that has not been done.
     pub fn handle(&self, identity: &Identity) -> CertificateHandle {
-        let _ = identity;
-        CertificateHandle(watch::Sender::new(None).subscribe())
+        CertificateHandle(self.slot(identity))
     }
 
     /// Drops the certificate of `identity` and stops renewing it: its last pod has left the node.
     pub fn forget(&self, identity: &Identity) {
-        let _ = identity;
+        let forgotten = self.0.kept.write().unwrap_or_else(PoisonError::into_inner).remove(identity);
+        if forgotten.is_some() {
+            tracing::debug!(%identity, "forgot the certificate");
+        }
     }
 
     /// The roots and revocations in force. When it changes, judge live connections again with
     /// [`TrustBundle::is_revoked`].
     pub fn trust(&self) -> watch::Receiver<Arc<TrustBundle>> {
-        self.authority.trust()
+        self.0.shared.authority.trust()
     }
 
     /// Whose identities are the mesh's own, as the mesh options say now.
     pub fn trust_domains(&self) -> Arc<TrustDomains> {
-        Arc::new(self.options.trust_domains.clone())
+        self.0.shared.domains.load_full()
     }
 
     /// Follows a change of the mesh options, from the next handshake on.
     pub fn set_trust_domains(&self, domains: TrustDomains) {
-        let _ = domains;
+        self.0.shared.domains.store(Arc::new(domains));
     }
 
     /// The clock that certificates are judged by.
     pub fn clock(&self) -> &Arc<dyn Clock> {
-        &self.options.clock
+        &self.0.shared.clock
     }
 
     /// What can be told of every certificate, ordered by identity.
     pub fn report(&self) -> Vec<CertificateReport> {
-        Vec::new()
+        let now = self.0.shared.clock.now();
+        let kept = self.0.kept.read().unwrap_or_else(PoisonError::into_inner);
+        let mut report: Vec<_> =
+            kept.iter().map(|(identity, kept)| report(identity, &kept.slot.borrow(), now)).collect();
+        drop(kept);
+        report.sort_by(|a, b| a.identity.cmp(&b.identity));
+        report
+    }
+
+    fn slot(&self, identity: &Identity) -> watch::Receiver<Slot> {
+        if let Some(kept) = self.0.kept.read().unwrap_or_else(PoisonError::into_inner).get(identity) {
+            return kept.slot.clone();
+        }
+        let identity = Arc::new(identity.clone());
+        match self.0.kept.write().unwrap_or_else(PoisonError::into_inner).entry(identity.clone()) {
+            Entry::Occupied(kept) => kept.get().slot.clone(),
+            Entry::Vacant(vacant) => {
+                let (sender, slot) = watch::channel(Slot::default());
+                let task = tokio::spawn(renewal::keep(self.0.shared.clone(), identity, sender)).abort_handle();
+                vacant.insert(Kept { slot: slot.clone(), task });
+                slot
+            }
+        }
+    }
+}
+
+impl fmt::Debug for CertificateStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CertificateStore").finish_non_exhaustive()
+    }
+}
+
+fn report(identity: &Identity, slot: &Slot, now: SystemTime) -> CertificateReport {
+    let certificate = slot.certificate.as_deref();
+    let seconds = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    CertificateReport {
+        identity: identity.to_string(),
+        state: match (certificate, &slot.error) {
+            (_, Some(_)) => "failing",
+            (Some(_), None) => "ready",
+            (None, None) => "pending",
+        },
+        serial: certificate.map(|c| c.serial.clone()),
+        not_before: certificate.map(|c| seconds(c.not_before)),
+        not_after: certificate.map(|c| seconds(c.not_after)),
+        expires_in: certificate.map(|c| c.remaining(now).as_secs()),
+        error: slot.error.as_ref().map(ToString::to_string),
     }
 }
