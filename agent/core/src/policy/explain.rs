@@ -173,6 +173,12 @@ impl RuleMatch {
         Self { policy, rule, evidence }
     }
 
+    /// Whether explaining took more than the inline space; never.
+    #[cfg(test)]
+    pub(super) fn spilled(&self) -> bool {
+        self.evidence.spilled()
+    }
+
     fn first_evidence(&self) -> (Option<String>, Option<String>) {
         match self.evidence.first().and_then(|evidence| self.resolve(*evidence)) {
             Some(found) => (Some(found.path()), found.value_text().map(str::to_owned)),
@@ -258,8 +264,8 @@ impl fmt::Display for Resolved<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.path())?;
         match (self.condition, self.value_text()) {
-            (Some(condition), Some(_)) if condition.unreadable.is_some() => {
-                f.write_str(" cannot be read, and is taken to match")
+            (Some(condition), Some(text)) if condition.unreadable.is_some() => {
+                write!(f, " = {text:?} cannot be read, and is taken to match")
             }
             (Some(condition), Some(text)) => write!(f, " = {text:?} ({})", condition.attribute.key()),
             (Some(_), None) => f.write_str(" names none that match"),
