@@ -1,0 +1,150 @@
+//! The decisions of the programs, as functions on values.
+
+use crate::{Counter, HBONE_PORT, Ip, Role, STEERING_MARK};
+
+/// `AF_INET`.
+pub const AF_INET: u32 = 2;
+/// `AF_INET6`.
+pub const AF_INET6: u32 = 10;
+/// `SOCK_STREAM`.
+pub const SOCK_STREAM: u32 = 1;
+/// `SOCK_DGRAM`.
+pub const SOCK_DGRAM: u32 = 2;
+/// `SOCK_RAW`.
+pub const SOCK_RAW: u32 = 3;
+
+const IPPROTO_IP: u32 = 0;
+const IPPROTO_TCP: u32 = 6;
+const IPPROTO_UDP: u32 = 17;
+const IPPROTO_DCCP: u32 = 33;
+const IPPROTO_SCTP: u32 = 132;
+const IPPROTO_UDPLITE: u32 = 136;
+const IPPROTO_RAW: u32 = 255;
+const IPPROTO_MPTCP: u32 = 262;
+
+/// Whether `ip` leads back to the pod by itself: `127.0.0.0/8`, `::1`, and the unspecified addresses, which connect
+/// takes for them.
+#[inline(always)]
+pub fn is_loopback(ip: &Ip) -> bool {
+    match *ip {
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127, ..] => true,
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0] => true,
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 | 1] => true,
+        _ => false,
+    }
+}
+
+/// What to do with a `connect()` of an enrolled pod's socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Connect {
+    /// Nothing.
+    Pass,
+    /// Take the mark away that an earlier connect of the same socket left.
+    Unmark,
+    /// Set the mark; with `unbind`, first free the socket from its device, which would have its packets routed past
+    /// the rule for the mark.
+    Steer {
+        /// Free it from its device.
+        unbind: bool,
+    },
+}
+
+/// Decides a `connect()` in an enrolled pod, which is not the agent's.
+#[inline(always)]
+pub fn connect(socket_type: u32, destination: &Ip, mark: u32, bound_device: u32) -> Connect {
+    if socket_type != SOCK_STREAM {
+        return Connect::Pass;
+    }
+    if is_loopback(destination) {
+        return if mark == STEERING_MARK { Connect::Unmark } else { Connect::Pass };
+    }
+    Connect::Steer { unbind: bound_device != 0 }
+}
+
+/// Decides whether an enrolled pod may make a socket.
+///
+/// # Errors
+///
+/// Why not: the connect hooks would not see what it sends.
+#[inline(always)]
+pub fn socket(family: u32, socket_type: u32, protocol: u32) -> Result<Option<Counter>, Counter> {
+    if family != AF_INET && family != AF_INET6 {
+        return Ok(None);
+    }
+    match (socket_type, protocol) {
+        (SOCK_STREAM, IPPROTO_TCP | IPPROTO_IP) => Ok(None),
+        (SOCK_STREAM, IPPROTO_MPTCP) => Err(Counter::Mptcp),
+        (SOCK_DGRAM, IPPROTO_UDP | IPPROTO_UDPLITE) => Ok(Some(Counter::Udp)),
+        (SOCK_DGRAM, _) => Ok(None),
+        // A raw socket sends the low byte of its protocol: 262, MPTCP's number, comes out as 6, TCP's.
+        (SOCK_RAW, _) => match protocol & 0xff {
+            IPPROTO_IP | IPPROTO_TCP | IPPROTO_DCCP | IPPROTO_SCTP | IPPROTO_RAW => Err(Counter::Raw),
+            _ => Ok(None),
+        },
+        _ => Err(Counter::StreamProtocol),
+    }
+}
+
+/// What to do with a connection that arrives in an enrolled pod's network namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lookup {
+    /// Let the kernel find the listener: the application's.
+    Pass(Option<Counter>),
+    /// Hand it to the agent's listener of this role.
+    Assign(Role),
+    /// Refuse it.
+    Drop(Counter),
+}
+
+/// Decides where a TCP connection to `local` goes.
+///
+/// `via_loopback`: it comes by `lo`, so it was marked in this namespace, or goes to a loopback address. `is_own` and
+/// `is_probe` are asked only where it matters.
+#[inline(always)]
+pub fn lookup(
+    via_loopback: bool,
+    local: &Ip,
+    local_port: u16,
+    bypass_inbound: bool,
+    is_own: impl FnOnce() -> bool,
+    is_probe: impl FnOnce() -> bool,
+) -> Lookup {
+    if via_loopback {
+        // To the pod's own address: the agent's leg to the application, or the pod calling itself.
+        return if is_loopback(local) || is_own() { Lookup::Pass(None) } else { Lookup::Assign(Role::Outbound) };
+    }
+    if bypass_inbound {
+        return Lookup::Pass(Some(Counter::BypassInbound));
+    }
+    if !is_own() {
+        // The leg to the application would be captured as outbound, and again, for ever.
+        return Lookup::Drop(Counter::UnknownAddress);
+    }
+    if local_port == HBONE_PORT {
+        return Lookup::Assign(Role::Hbone);
+    }
+    if is_probe() { Lookup::Pass(Some(Counter::Probe)) } else { Lookup::Assign(Role::Plaintext) }
+}
+
+/// What is counted when the listener of `role` is there.
+#[inline(always)]
+pub const fn captured(role: Role) -> Counter {
+    match role {
+        Role::Outbound => Counter::Outbound,
+        Role::Hbone => Counter::Hbone,
+        Role::Plaintext => Counter::Plaintext,
+    }
+}
+
+/// What is counted when it is not.
+#[inline(always)]
+pub const fn no_listener(role: Role) -> Counter {
+    match role {
+        Role::Outbound => Counter::OutboundNoListener,
+        Role::Hbone => Counter::HboneNoListener,
+        Role::Plaintext => Counter::PlaintextNoListener,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,91 @@
+use super::*;
+use crate::mapped;
+
+const OUTSIDE: Ip = mapped([192, 0, 2, 1]);
+const POD: Ip = mapped([10, 0, 0, 1]);
+
+fn v6(last: u8) -> Ip {
+    let mut ip = [0; 16];
+    ip[15] = last;
+    ip
+}
+
+#[test]
+fn loopback_and_unspecified_addresses_are_loopback_in_both_families() {
+    for ip in [mapped([127, 0, 0, 1]), mapped([127, 8, 9, 10]), mapped([0, 0, 0, 0]), v6(1), v6(0)] {
+        assert!(is_loopback(&ip), "{ip:?}");
+    }
+    for ip in [POD, mapped([0, 0, 0, 1]), mapped([128, 0, 0, 1]), v6(2)] {
+        assert!(!is_loopback(&ip), "{ip:?}");
+    }
+}
+
+#[test]
+fn streams_are_steered_and_freed_from_their_device() {
+    assert_eq!(connect(SOCK_STREAM, &OUTSIDE, 0, 0), Connect::Steer { unbind: false });
+    assert_eq!(connect(SOCK_STREAM, &OUTSIDE, 7, 2), Connect::Steer { unbind: true });
+    // The pod's own address too: only marked does it arrive by lo.
+    assert_eq!(connect(SOCK_STREAM, &POD, 0, 0), Connect::Steer { unbind: false });
+}
+
+#[test]
+fn datagrams_and_loopback_are_left_alone() {
+    assert_eq!(connect(SOCK_DGRAM, &OUTSIDE, 0, 0), Connect::Pass);
+    assert_eq!(connect(SOCK_STREAM, &v6(1), 0, 0), Connect::Pass);
+    assert_eq!(connect(SOCK_STREAM, &v6(1), 7, 0), Connect::Pass);
+}
+
+#[test]
+fn a_socket_that_was_steered_before_reaches_loopback_unmarked() {
+    assert_eq!(connect(SOCK_STREAM, &v6(1), STEERING_MARK, 0), Connect::Unmark);
+}
+
+#[test]
+fn sockets_that_the_connect_hooks_would_miss_are_refused() {
+    let table = [
+        (SOCK_STREAM, 6, Ok(None)),
+        (SOCK_STREAM, 262, Err(Counter::Mptcp)),
+        (SOCK_STREAM, 132, Err(Counter::StreamProtocol)),
+        (5, 132, Err(Counter::StreamProtocol)),
+        (6, 33, Err(Counter::StreamProtocol)),
+        (SOCK_DGRAM, 17, Ok(Some(Counter::Udp))),
+        (SOCK_DGRAM, 1, Ok(None)),
+        (SOCK_RAW, 1, Ok(None)),
+        (SOCK_RAW, 58, Ok(None)),
+        (SOCK_RAW, 6, Err(Counter::Raw)),
+        (SOCK_RAW, 262, Err(Counter::Raw)),
+        (SOCK_RAW, 132, Err(Counter::Raw)),
+        (SOCK_RAW, 255, Err(Counter::Raw)),
+    ];
+    for (socket_type, protocol, expected) in table {
+        for family in [AF_INET, AF_INET6] {
+            assert_eq!(socket(family, socket_type, protocol), expected, "{socket_type} {protocol}");
+        }
+    }
+    assert_eq!(socket(1, SOCK_STREAM, 0), Ok(None), "unix sockets are nobody's business");
+}
+
+#[test]
+fn connections_go_where_they_belong() {
+    let look = |lo, local, port, bypass, own, probe| lookup(lo, &local, port, bypass, || own, || probe);
+    assert_eq!(look(true, OUTSIDE, 80, false, false, false), Lookup::Assign(Role::Outbound));
+    assert_eq!(look(true, OUTSIDE, 15008, false, false, false), Lookup::Assign(Role::Outbound));
+    assert_eq!(look(true, POD, 80, false, true, false), Lookup::Pass(None));
+    assert_eq!(look(true, POD, 15008, false, true, false), Lookup::Pass(None));
+    assert_eq!(look(true, mapped([127, 0, 0, 1]), 80, false, false, false), Lookup::Pass(None));
+    assert_eq!(look(false, POD, 80, false, true, false), Lookup::Assign(Role::Plaintext));
+    assert_eq!(look(false, POD, 15008, false, true, false), Lookup::Assign(Role::Hbone));
+    assert_eq!(look(false, OUTSIDE, 80, false, false, false), Lookup::Drop(Counter::UnknownAddress));
+}
+
+#[test]
+fn a_probe_reaches_the_application_but_never_the_tunnel() {
+    assert_eq!(lookup(false, &POD, 80, false, || true, || true), Lookup::Pass(Some(Counter::Probe)));
+    assert_eq!(lookup(false, &POD, 15008, false, || true, || true), Lookup::Assign(Role::Hbone));
+}
+
+#[test]
+fn a_pod_that_bypasses_inbound_is_still_captured_outbound() {
+    assert_eq!(lookup(false, &POD, 80, true, || true, || false), Lookup::Pass(Some(Counter::BypassInbound)));
+    assert_eq!(lookup(true, &OUTSIDE, 80, true, || false, || false), Lookup::Assign(Role::Outbound));
+}
