@@ -14,9 +14,11 @@
 //! | [`client`] | dialling, and the pool of tunnels a pod has |
 //! | [`server`] | accepting tunnels |
 
+pub mod client;
 pub mod handshake;
 mod outgoing;
 pub mod record;
-mod scratch;
+pub(crate) mod scratch;
+pub mod server;
 pub mod tunnel;
 mod wake;

@@ -19,3 +19,4 @@ pub mod proxy;
 pub mod redirect;
 pub mod source;
 pub mod telemetry;
+pub mod workers;

@@ -5,6 +5,7 @@ mod stream;
 mod turn;
 mod wire;
 
+
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -18,6 +19,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, Sleep};
 
 use self::mux::Mux;
+pub(crate) use self::stream::abort;
 use self::wire::Wire;
 use super::handshake::{Established, HandshakeError};
 use super::record::RecordError;
@@ -177,6 +179,8 @@ pub struct Tunnel {
     /// When the tunnel last carried something.
     busy: Instant,
     closing: bool,
+    /// No handle is left.
+    orphaned: bool,
 }
 
 impl Tunnel {
@@ -205,6 +209,7 @@ impl Tunnel {
             heard: now,
             busy: now,
             closing: false,
+            orphaned: false,
         };
         (tunnel, Handle { commands: sender, shared })
     }

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
+use culvert_core::hbone::h2::ErrorCode;
 use tokio::time::Instant;
 
 use super::mux::{Batch, flags_of};
@@ -59,11 +60,18 @@ impl Tunnel {
 
     fn take_commands(&mut self, cx: &mut Context<'_>) -> bool {
         let mut progress = false;
-        while let Poll::Ready(Some(command)) = self.commands.poll_recv(cx) {
+        while !self.orphaned
+            && let Poll::Ready(command) = self.commands.poll_recv(cx)
+        {
             progress = true;
             match command {
-                Command::Open(open) => self.mux.open(open),
-                Command::Drain => self.mux.h2.go_away(culvert_core::hbone::h2::ErrorCode::NO_ERROR),
+                Some(Command::Open(open)) => self.mux.open(open),
+                Some(Command::Drain) => self.mux.h2.go_away(ErrorCode::NO_ERROR),
+                None => {
+                    // Nobody can use it any more.
+                    self.orphaned = true;
+                    self.mux.h2.go_away(ErrorCode::NO_ERROR);
+                }
             }
         }
         progress
@@ -139,7 +147,7 @@ impl Tunnel {
             self.busy = now;
         } else if matches!(self.mux.role, Role::Client(_)) && now - self.busy >= IDLE_RELEASE {
             self.shared.draining.store(true, Ordering::Relaxed);
-            self.mux.h2.go_away(culvert_core::hbone::h2::ErrorCode::NO_ERROR);
+            self.mux.h2.go_away(ErrorCode::NO_ERROR);
         }
         self.mux.h2.ping(*b"culvert\0");
         Ok(true)

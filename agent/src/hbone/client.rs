@@ -1,0 +1,322 @@
+//! Dialling tunnels, and the pool of tunnels that a pod has.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use culvert_core::identity::Identity;
+use rustls::pki_types::ServerName;
+use smallvec::SmallVec;
+use socket2::TcpKeepalive;
+use tokio::net::TcpStream;
+
+use super::handshake::{self, HandshakeError};
+use super::tunnel::{Handle, Open, Redial, Role, Tunnel};
+use crate::identity::{CertificateHandle, Clock, PeerError, verify_server};
+use crate::redirect::{Family, PodNetns};
+use crate::telemetry::{Outcome, ResponseFlags};
+use crate::workers::Workers;
+
+/// Streams a tunnel is given before another is opened, whatever the peer allows (as ztunnel does).
+const MAX_STREAMS: usize = 100;
+/// Streams from which on another worker's tunnel is worth its handshake.
+const SPREAD_AT: usize = 16;
+/// Connections that may wait for one tunnel to come up.
+const MAX_WAITING: usize = 4096;
+/// How often a connection is sent through another tunnel because one closed under it.
+const MAX_ATTEMPTS: u8 = 3;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What tunnels may be shared for: who is spoken to, where, from which of the pod's addresses. The pod's own identity
+/// is the pool's.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Key {
+    /// The other end: an address and port 15008.
+    pub peer: SocketAddr,
+    /// The identities it may present.
+    pub expected: SmallVec<[Arc<Identity>; 1]>,
+    /// The address to dial from.
+    pub source: IpAddr,
+}
+
+/// Why a tunnel did not come up. Each message says what to check.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// No TCP connection.
+    #[error("no route to {peer} from the pod: {error}; a NetworkPolicy may block port 15008, or the node may be down")]
+    Connect {
+        /// Where.
+        peer: SocketAddr,
+        /// What the kernel said.
+        error: io::Error,
+    },
+    /// No TLS.
+    #[error("{peer}: {error}")]
+    Handshake {
+        /// Where.
+        peer: SocketAddr,
+        /// What TLS said.
+        error: HandshakeError,
+    },
+    /// Someone else is there.
+    #[error("{peer}: {error}")]
+    Peer {
+        /// Where.
+        peer: SocketAddr,
+        /// Who.
+        error: PeerError,
+    },
+    /// The pod has no certificate.
+    #[error("the pod has no certificate yet; see `culvertctl certificates`")]
+    NoCertificate,
+    /// It took too long.
+    #[error("{peer}: the TLS handshake took more than {} s", HANDSHAKE_TIMEOUT.as_secs())]
+    Slow {
+        /// Where.
+        peer: SocketAddr,
+    },
+}
+
+impl DialError {
+    fn flags(&self) -> ResponseFlags {
+        match self {
+            Self::Connect { .. } => ResponseFlags::ConnectFailure,
+            Self::Handshake { .. } | Self::Slow { .. } => ResponseFlags::TlsFailure,
+            Self::Peer { .. } | Self::NoCertificate => ResponseFlags::IdentityError,
+        }
+    }
+}
+
+/// The tunnels of one pod.
+#[derive(Clone)]
+pub struct Pool(Arc<Inner>);
+
+struct Inner {
+    netns: Arc<PodNetns>,
+    certificate: CertificateHandle,
+    clock: Arc<dyn Clock>,
+    workers: Workers,
+    home: usize,
+    entries: Mutex<HashMap<Key, Entry>>,
+}
+
+#[derive(Default)]
+struct Entry {
+    tunnels: Vec<(usize, Handle)>,
+    /// A tunnel is being dialled; these wait for it.
+    dialling: Option<Vec<Box<Open>>>,
+}
+
+impl Pool {
+    /// A pool for the pod in `netns`, whose first tunnel to anywhere is served by worker `home`.
+    pub fn new(
+        netns: Arc<PodNetns>,
+        certificate: CertificateHandle,
+        clock: Arc<dyn Clock>,
+        workers: Workers,
+        home: usize,
+    ) -> Self {
+        Self(Arc::new(Inner { netns, certificate, clock, workers, home, entries: Mutex::default() }))
+    }
+
+    /// Carries `open` through a tunnel to `key`, dialling one if need be. However many ask at once, one is dialled.
+    pub fn open(&self, key: Key, mut open: Box<Open>) {
+        if open.attempts > MAX_ATTEMPTS {
+            refuse(open, Outcome::failed(ResponseFlags::ConnectFailure, "every tunnel to the destination closed under it"));
+            return;
+        }
+        let mut entries = self.0.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = entries.entry(key.clone()).or_default();
+        entry.tunnels.retain(|(_, tunnel)| !tunnel.is_draining());
+        let best = entry.tunnels.iter().filter(|(_, tunnel)| tunnel.has_room()).min_by_key(|(_, tunnel)| tunnel.streams());
+        let spread = best.is_some_and(|(_, tunnel)| tunnel.streams() >= SPREAD_AT)
+            && entry.tunnels.len() < self.0.workers.count();
+        if spread && entry.dialling.is_none() {
+            entry.dialling = Some(Vec::new());
+            self.dial(&key, entry.tunnels.len());
+        }
+        if let Some((_, tunnel)) = best {
+            match tunnel.open(open) {
+                Ok(()) => return,
+                Err(back) => open = back,
+            }
+        }
+        let first = entry.tunnels.len();
+        let entry_dialling = entry.dialling.is_some();
+        let waiting = entry.dialling.get_or_insert_default();
+        if waiting.len() >= MAX_WAITING {
+            drop(entries);
+            refuse(open, Outcome::failed(ResponseFlags::ConnectFailure, "too many connections wait for the tunnel"));
+            return;
+        }
+        waiting.push(open);
+        drop(entries);
+        if !entry_dialling {
+            self.dial(&key, first);
+        }
+    }
+
+    /// Has every tunnel finish what it carries and close.
+    pub fn drain(&self) {
+        for (_, entry) in self.0.entries.lock().unwrap_or_else(PoisonError::into_inner).drain() {
+            for (_, tunnel) in entry.tunnels {
+                tunnel.drain();
+            }
+            for open in entry.dialling.into_iter().flatten() {
+                refuse(open, Outcome::error("the pod is leaving the mesh"));
+            }
+        }
+    }
+
+    /// Tunnels in use.
+    pub fn len(&self) -> usize {
+        self.0.entries.lock().unwrap_or_else(PoisonError::into_inner).values().map(|entry| entry.tunnels.len()).sum()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn dial(&self, key: &Key, index: usize) {
+        let (pool, key) = (self.clone(), key.clone());
+        let worker = self.0.home + index;
+        self.0.workers.get(worker).spawn(async move {
+            let dialled = pool.0.dial(&key).await;
+            let role = Role::Client(Arc::new(Again { pool: Arc::downgrade(&pool.0), key: key.clone() }));
+            let (tunnel, handle, failure) = match dialled {
+                Ok(established) => {
+                    let (tunnel, handle) = Tunnel::new(established, role, MAX_STREAMS);
+                    (Some(tunnel), Some(handle), None)
+                }
+                Err(error) => (None, None, Some(error)),
+            };
+            let waiting = {
+                let mut entries = pool.0.entries.lock().unwrap_or_else(PoisonError::into_inner);
+                // Gone if the pod drained meanwhile: then nobody waits, and the tunnel closes when its handle does.
+                let Some(entry) = entries.get_mut(&key) else { return };
+                if let Some(handle) = &handle {
+                    entry.tunnels.push((worker, handle.clone()));
+                }
+                let waiting = entry.dialling.take().unwrap_or_default();
+                if entry.tunnels.is_empty() {
+                    entries.remove(&key);
+                }
+                waiting
+            };
+            if let Some(error) = failure {
+                let why = error.to_string();
+                for open in waiting {
+                    refuse(open, Outcome::failed(error.flags(), why.clone()));
+                }
+                return;
+            }
+            // Through the pool again: there may be more than one tunnel takes.
+            for open in waiting {
+                pool.open(key.clone(), open);
+            }
+            let Some(tunnel) = tunnel else { return };
+            if let Err(error) = tunnel.await {
+                tracing::debug!(peer = %key.peer, %error, "tunnel ended");
+            }
+            pool.0.forget_closed(&key);
+        });
+    }
+}
+
+impl Inner {
+    async fn dial(&self, key: &Key) -> Result<handshake::Established, DialError> {
+        let peer = key.peer;
+        let certificate = self.certificate.current().ok_or(DialError::NoCertificate)?;
+        let io = match tokio::time::timeout(CONNECT_TIMEOUT, self.connect(key)).await {
+            Ok(Ok(io)) => io,
+            Ok(Err(error)) => return Err(DialError::Connect { peer, error }),
+            Err(_) => return Err(DialError::Connect { peer, error: io::ErrorKind::TimedOut.into() }),
+        };
+        let handshake = handshake::connect(io, certificate.client.clone(), ServerName::IpAddress(peer.ip().into()));
+        let established = match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
+            Ok(Ok(established)) => established,
+            Ok(Err(error)) => return Err(DialError::Handshake { peer, error }),
+            Err(_) => return Err(DialError::Slow { peer }),
+        };
+        verify_server(&established.peer, &key.expected, self.clock.now())
+            .map_err(|error| DialError::Peer { peer, error })?;
+        Ok(established)
+    }
+
+    async fn connect(&self, key: &Key) -> io::Result<TcpStream> {
+        let socket = self.netns.tcp_socket(Family::of(key.peer.ip()))?;
+        socket.set_tcp_nodelay(true)?;
+        socket.set_tcp_keepalive(&keepalive())?;
+        if Family::of(key.source) == Family::of(key.peer.ip()) {
+            socket.bind(&SocketAddr::new(key.source, 0).into())?;
+        }
+        connect(socket, key.peer).await
+    }
+
+    fn forget_closed(&self, key: &Key) {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(entry) = entries.get_mut(key) {
+            entry.tunnels.retain(|(_, tunnel)| !tunnel.is_draining());
+            if entry.tunnels.is_empty() && entry.dialling.is_none() {
+                entries.remove(key);
+            }
+        }
+    }
+}
+
+/// The way back to the pool for connections that a tunnel could not carry.
+struct Again {
+    pool: Weak<Inner>,
+    key: Key,
+}
+
+impl Redial for Again {
+    fn redial(&self, open: Box<Open>) {
+        match self.pool.upgrade() {
+            Some(pool) => Pool(pool).open(self.key.clone(), open),
+            None => refuse(open, Outcome::error("the pod has left the mesh")),
+        }
+    }
+}
+
+/// The keepalive of every TCP connection between proxies (as ztunnel's).
+pub fn keepalive() -> TcpKeepalive {
+    TcpKeepalive::new().with_time(Duration::from_secs(180)).with_interval(Duration::from_secs(180)).with_retries(9)
+}
+
+/// Starts connecting a nonblocking socket and waits until it has.
+///
+/// # Errors
+/// What the kernel says.
+pub async fn connect(socket: socket2::Socket, peer: SocketAddr) -> io::Result<TcpStream> {
+    let stream = start_connect(socket, peer)?;
+    stream.writable().await?;
+    match stream.take_error()? {
+        Some(error) => Err(error),
+        None => Ok(stream),
+    }
+}
+
+/// Starts connecting a nonblocking socket.
+///
+/// # Errors
+/// What the kernel says at once.
+pub fn start_connect(socket: socket2::Socket, peer: SocketAddr) -> io::Result<TcpStream> {
+    match socket.connect(&peer.into()) {
+        Ok(()) => {}
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
+        Err(error) => return Err(error),
+    }
+    TcpStream::from_std(socket.into())
+}
+
+/// Ends an application's connection that never got through, with a reset.
+fn refuse(open: Box<Open>, outcome: Outcome) {
+    // A socket that cannot be set any more has failed already.
+    let _ = socket2::SockRef::from(&open.app).set_linger(Some(Duration::ZERO));
+    open.flow.close(outcome);
+}
