@@ -68,6 +68,16 @@ pub enum Refusal {
     NotYet,
 }
 
+impl Refusal {
+    /// Whether the mesh's configuration forbids the connection, rather than nothing being there to take it just now.
+    /// A connection that is already open is ended in the first case only.
+    pub fn is_forbidden(&self) -> bool {
+        match self {
+            Self::NotYet => false,
+        }
+    }
+}
+
 /// Decides where a connection of `source` to `dst` goes.
 ///
 /// # Errors

@@ -1,0 +1,140 @@
+//! Tunnels that peers open to the pod.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use culvert_core::address::ClientAddr;
+use culvert_core::hbone::h2::Request;
+use culvert_core::hbone::{Authority, Forwarded};
+use culvert_core::identity::Identity;
+use culvert_core::mesh::Snapshot;
+use culvert_core::policy::{Call, authorize};
+use culvert_core::service::Service;
+use smallvec::SmallVec;
+
+use super::accept::Incoming;
+use super::live::Admission;
+use super::pod::{Pod, is_own_port};
+use crate::hbone::client::start_connect;
+use crate::hbone::server;
+use crate::hbone::tunnel::{Accept, Accepted};
+use crate::telemetry::{ConnectionInfo, Direction, HboneTarget, Outcome, ResponseFlags, SecurityPolicy};
+
+/// Takes a peer's connection through its handshake and serves the tunnel.
+pub(super) fn serve(pod: &Arc<Pod>, incoming: Incoming) {
+    let Some(certificate) = pod.certificate.current() else {
+        tracing::warn!(workload = %pod.workload, peer = %incoming.remote, "tunnel refused: the pod has no certificate yet");
+        return;
+    };
+    let pod = pod.clone();
+    let worker = pod.home + pod.next_served();
+    let handle = pod.shared.workers.get(worker).clone();
+    handle.spawn(async move {
+        let Incoming { socket, remote, local } = incoming;
+        let trusted = pod.shared.certificates.trust_domains();
+        let now = pod.shared.certificates.clock().now();
+        let judge = |principal| Judge { pod: pod.clone(), principal, remote, local };
+        match server::accept(socket, certificate.server.clone(), &trusted, now, judge).await {
+            Ok((tunnel, handle)) => {
+                let _serving = pod.serving(handle);
+                if let Err(error) = tunnel.await {
+                    tracing::debug!(peer = %remote, %error, "tunnel ended");
+                }
+            }
+            Err(error) => tracing::warn!(workload = %pod.workload, peer = %remote, "tunnel refused: {error}"),
+        }
+    });
+}
+
+/// Judges the streams of one tunnel.
+struct Judge {
+    pod: Arc<Pod>,
+    principal: Arc<Identity>,
+    remote: SocketAddr,
+    local: SocketAddr,
+}
+
+impl Accept for Judge {
+    fn accept(&self, request: &Request) -> Accepted {
+        let destination = match request.target() {
+            Ok(Authority::Ip(addr)) => addr,
+            Ok(Authority::Host(host, _)) => {
+                tracing::warn!(peer = %self.remote, "stream refused: {host} is not an address of this pod");
+                return Accepted::Refuse(503);
+            }
+            Err(error) => {
+                tracing::warn!(peer = %self.remote, "stream refused: {error}");
+                return Accepted::Refuse(400);
+            }
+        };
+        if destination.ip() != self.local.ip() {
+            tracing::warn!(peer = %self.remote, "stream refused: {destination} is not {}, which was dialled", self.local.ip());
+            return Accepted::Refuse(400);
+        }
+        if is_own_port(destination) {
+            return Accepted::Refuse(503);
+        }
+        self.admit(request, destination)
+    }
+}
+
+impl Judge {
+    fn admit(&self, request: &Request, destination: SocketAddr) -> Accepted {
+        let pod = &self.pod;
+        let Some((snapshot, workload)) = pod.look() else { return Accepted::Refuse(503) };
+        let call = Call { principal: Some(&self.principal), source_ip: self.remote.ip(), destination };
+        let decision = authorize(&snapshot, &workload, &call);
+        let record = pod.shared.telemetry.connection(ConnectionInfo {
+            direction: Direction::Inbound,
+            source_addr: self.remote,
+            source: snapshot.workload_by_address(self.remote.ip()).cloned(),
+            source_identity: Some(self.principal.clone()),
+            destination_addr: destination,
+            hbone_target: Some(HboneTarget::Addr(destination)),
+            destination: Some(workload.clone()),
+            destination_identity: Some(pod.identity.clone()),
+            service: asked_for(&snapshot, request),
+            security: SecurityPolicy::MutualTls,
+        });
+        if !decision.allowed {
+            record.close(Outcome::failed(ResponseFlags::Denied, decision.reason.to_string()));
+            return Accepted::Refuse(401);
+        }
+        let dialled = pod
+            .netns
+            .application_socket(ClientAddr::new(self.remote), destination.ip())
+            .and_then(|socket| {
+                socket.set_tcp_nodelay(true)?;
+                start_connect(socket, destination)
+            });
+        match dialled {
+            Ok(app) => {
+                let admission = Admission::Inbound {
+                    principal: Some(self.principal.clone()),
+                    source_ip: self.remote.ip(),
+                    destination,
+                };
+                let flow = pod.connections.admit(admission, record);
+                let baggage = pod.baggage(&workload);
+                let headers = if baggage.is_empty() {
+                    SmallVec::new()
+                } else {
+                    SmallVec::from_iter([("baggage", baggage.to_string())])
+                };
+                Accepted::Dial { app, flow, headers }
+            }
+            Err(error) => {
+                let why = format!("the application at {destination} could not be dialled: {error}");
+                record.close(Outcome::failed(ResponseFlags::ConnectFailure, why));
+                Accepted::Refuse(503)
+            }
+        }
+    }
+}
+
+/// The service that the client says it asked for. It labels telemetry and decides nothing.
+fn asked_for(snapshot: &Snapshot, request: &Request) -> Option<Arc<Service>> {
+    let forwarded: Forwarded = request.headers.get("forwarded")?.parse().ok()?;
+    let host = forwarded.host?;
+    snapshot.services_by_hostname(&host).next().cloned()
+}

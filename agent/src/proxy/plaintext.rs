@@ -1,0 +1,73 @@
+//! Connections that reach the pod in plaintext.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use culvert_core::address::ClientAddr;
+use culvert_core::policy::{Call, authorize};
+use tokio::net::TcpStream;
+
+use super::accept::Incoming;
+use super::live::Admission;
+use super::pod::{Pod, reset};
+use super::pump::pump;
+use crate::hbone::client::connect;
+use crate::telemetry::{ConnectionInfo, Direction, Outcome, ResponseFlags, SecurityPolicy};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Judges a connection without a principal, and takes it to the application if it may pass.
+pub(super) fn serve(pod: &Arc<Pod>, incoming: Incoming) {
+    let Some((snapshot, workload)) = pod.look() else {
+        reset(&incoming.socket);
+        return;
+    };
+    let call = Call { principal: None, source_ip: incoming.remote.ip(), destination: incoming.local };
+    let decision = authorize(&snapshot, &workload, &call);
+    let record = pod.shared.telemetry.connection(ConnectionInfo {
+        direction: Direction::Inbound,
+        source_addr: incoming.remote,
+        source: snapshot.workload_by_address(incoming.remote.ip()).cloned(),
+        source_identity: None,
+        destination_addr: incoming.local,
+        hbone_target: None,
+        destination: Some(workload.clone()),
+        destination_identity: Some(pod.identity.clone()),
+        service: None,
+        security: SecurityPolicy::Unknown,
+    });
+    if !decision.allowed {
+        reset(&incoming.socket);
+        record.close(Outcome::failed(ResponseFlags::Denied, decision.reason.to_string()));
+        return;
+    }
+    let admission = Admission::Inbound {
+        principal: None,
+        source_ip: incoming.remote.ip(),
+        destination: incoming.local,
+    };
+    let flow = pod.connections.admit(admission, record);
+    let this = pod.clone();
+    pod.shared.workers.get(pod.home).spawn(async move {
+        let dialled = async {
+            let socket = this.netns.application_socket(ClientAddr::new(incoming.remote), incoming.local.ip())?;
+            socket.set_tcp_nodelay(true)?;
+            let server = match tokio::time::timeout(CONNECT_TIMEOUT, connect(socket, incoming.local)).await {
+                Ok(connected) => connected?,
+                Err(_) => return Err(std::io::ErrorKind::TimedOut.into()),
+            };
+            Ok::<_, std::io::Error>((incoming.local, server))
+        };
+        match dialled.await {
+            Ok((_, server)) => match TcpStream::from_std(incoming.socket) {
+                Ok(client) => pump(client, server, flow).await,
+                Err(error) => flow.close(Outcome::error(error.to_string())),
+            },
+            Err(error) => {
+                reset(&incoming.socket);
+                let why = format!("the application at {} could not be reached: {error}", incoming.local);
+                flow.close(Outcome::failed(ResponseFlags::ConnectFailure, why));
+            }
+        }
+    });
+}

@@ -1,0 +1,199 @@
+//! What the proxies of one pod share.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use culvert_core::hbone::Baggage;
+use culvert_core::identity::Identity;
+use culvert_core::mesh::Snapshot;
+use culvert_core::workload::{Workload, WorkloadUid};
+use slab::Slab;
+use tokio::sync::watch;
+
+use super::accept::{Incoming, accept};
+use super::live::{Connections, EndReason};
+use super::{inbound, outbound, plaintext};
+use crate::hbone::client::Pool;
+use crate::hbone::tunnel::Handle;
+use crate::identity::{CertificateHandle, CertificateStore};
+use crate::redirect::{Listeners, PodNetns};
+use crate::telemetry::Telemetry;
+use crate::workers::Workers;
+
+/// What every pod's proxies share: the mesh, the certificates, the workers.
+#[derive(Clone)]
+pub struct Shared {
+    /// The newest snapshot.
+    pub mesh: Arc<ArcSwap<Snapshot>>,
+    /// The certificates of the node.
+    pub certificates: CertificateStore,
+    /// Where connections are counted and logged.
+    pub telemetry: Telemetry,
+    /// The threads that carry traffic.
+    pub workers: Workers,
+}
+
+/// The proxies of one pod. They run until [`PodProxy::stop`].
+pub struct PodProxy {
+    pod: Arc<Pod>,
+    stop: watch::Sender<bool>,
+}
+
+/// What they share.
+pub(super) struct Pod {
+    pub(super) shared: Shared,
+    pub(super) workload: WorkloadUid,
+    pub(super) identity: Arc<Identity>,
+    pub(super) netns: Arc<PodNetns>,
+    pub(super) certificate: CertificateHandle,
+    pub(super) connections: Arc<Connections>,
+    pub(super) pool: Pool,
+    pub(super) home: usize,
+    /// Tunnels that peers have opened to us.
+    served: Mutex<Slab<Handle>>,
+    baggage: ArcSwap<(WorkloadBaggage, Arc<str>)>,
+}
+
+/// The workload that the cached baggage describes.
+type WorkloadBaggage = Option<Arc<Workload>>;
+
+impl PodProxy {
+    /// Starts the proxies on the pod's listeners.
+    pub fn start(
+        shared: Shared,
+        workload: WorkloadUid,
+        identity: Arc<Identity>,
+        netns: Arc<PodNetns>,
+        listeners: Listeners,
+    ) -> Self {
+        let home = shared.workers.assign();
+        let certificate = shared.certificates.handle(&identity);
+        let pool = Pool::new(
+            netns.clone(),
+            certificate.clone(),
+            shared.certificates.clock().clone(),
+            shared.workers.clone(),
+            home,
+        );
+        let pod = Arc::new(Pod {
+            shared,
+            workload,
+            identity,
+            netns,
+            certificate,
+            connections: Arc::default(),
+            pool,
+            home,
+            served: Mutex::default(),
+            baggage: ArcSwap::from_pointee((None, "".into())),
+        });
+        let (stop, stopped) = watch::channel(false);
+        let worker = pod.shared.workers.get(home).clone();
+        let serve = |listener, serve: fn(&Arc<Pod>, Incoming)| {
+            let (pod, stopped) = (pod.clone(), stopped.clone());
+            worker.spawn(async move { accept(listener, stopped, |incoming| serve(&pod, incoming)).await });
+        };
+        serve(listeners.outbound, outbound::serve);
+        serve(listeners.hbone, inbound::serve);
+        serve(listeners.plaintext, plaintext::serve);
+        Self { pod, stop }
+    }
+
+    /// The live connections.
+    pub fn connections(&self) -> &Arc<Connections> {
+        &self.pod.connections
+    }
+
+    /// The workload.
+    pub fn workload(&self) -> &WorkloadUid {
+        &self.pod.workload
+    }
+
+    /// Accepts nothing more, says GOAWAY to every peer, and waits until what is open has finished, `deadline` at the
+    /// most; then ends it.
+    pub async fn stop(&self, deadline: Duration) {
+        self.stop.send_replace(true);
+        self.pod.pool.drain();
+        for (_, tunnel) in self.pod.served.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            tunnel.drain();
+        }
+        let finished = async {
+            while !self.pod.connections.is_empty() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        if tokio::time::timeout(deadline, finished).await.is_err() {
+            self.pod.connections.end_all(EndReason::Drained);
+        }
+    }
+}
+
+impl Pod {
+    /// The newest snapshot and this pod in it; `None` once the pod has left the mesh.
+    pub(super) fn look(&self) -> Option<(arc_swap::Guard<Arc<Snapshot>>, Arc<Workload>)> {
+        let snapshot = self.shared.mesh.load();
+        let workload = snapshot.workload(&self.workload)?.clone();
+        Some((snapshot, workload))
+    }
+
+    /// The `baggage` that describes this pod to its peers.
+    pub(super) fn baggage(&self, workload: &Arc<Workload>) -> Arc<str> {
+        let cached = self.baggage.load();
+        if cached.0.as_ref().is_some_and(|known| Arc::ptr_eq(known, workload)) {
+            return cached.1.clone();
+        }
+        let text: Arc<str> = baggage_of(workload).to_string().into();
+        self.baggage.store(Arc::new((Some(workload.clone()), text.clone())));
+        text
+    }
+
+    /// Notes a tunnel that a peer opened, until the guard goes.
+    pub(super) fn serving(self: &Arc<Self>, tunnel: Handle) -> Serving {
+        let key = self.served.lock().unwrap_or_else(PoisonError::into_inner).insert(tunnel);
+        Serving { pod: self.clone(), key }
+    }
+
+    /// Which worker, counted from home, serves the next tunnel that a peer opens: a peer opens a second one when the
+    /// first is busy, so they are best kept apart.
+    pub(super) fn next_served(&self) -> usize {
+        self.served.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+}
+
+/// Takes a tunnel off its pod's list when it has ended.
+pub(super) struct Serving {
+    pod: Arc<Pod>,
+    key: usize,
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.pod.served.lock().unwrap_or_else(PoisonError::into_inner).try_remove(self.key);
+    }
+}
+
+fn baggage_of(workload: &Workload) -> Baggage {
+    let some = |value: &Arc<str>| (!value.is_empty()).then(|| value.clone());
+    Baggage {
+        cluster: some(&workload.cluster),
+        namespace: some(&workload.namespace),
+        workload: some(&workload.workload_name).map(|name| (workload.workload_type, name)),
+        service_name: some(&workload.canonical_name),
+        service_version: some(&workload.canonical_revision),
+        region: some(&workload.locality.region),
+        zone: some(&workload.locality.zone),
+    }
+}
+
+/// Ends a connection that is not let in or out, with a reset.
+pub(super) fn reset(socket: &std::net::TcpStream) {
+    // A socket that cannot be set any more has failed already.
+    let _ = socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO));
+}
+
+/// A port that belongs to the proxy itself: a tunnel to it would lead back here.
+pub(super) fn is_own_port(addr: SocketAddr) -> bool {
+    addr.port() == culvert_core::address::HBONE_PORT
+}
