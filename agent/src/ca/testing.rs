@@ -79,7 +79,12 @@ impl Root {
     }
 
     /// A workload certificate and its key, in PEM, valid from an hour before `now` until `until`.
-    pub(crate) fn leaf(&self, uris: &[&str], usages: &[ExtendedKeyUsagePurpose], until: SystemTime) -> (String, String) {
+    pub(crate) fn leaf(
+        &self,
+        uris: &[&str],
+        usages: &[ExtendedKeyUsagePurpose],
+        until: SystemTime,
+    ) -> (String, String) {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();

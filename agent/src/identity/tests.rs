@@ -1,1 +1,5 @@
+//! What is proven of certificates and handshakes.
 
+mod handshake;
+mod openssl;
+mod renewal;

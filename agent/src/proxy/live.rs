@@ -29,7 +29,10 @@ impl EndReason {
         match self {
             Self::PolicyChanged => Outcome::failed(ResponseFlags::Denied, "connection closed due to policy change"),
             Self::Drained => Outcome::error("connection closed because the pod or its proxy is going away"),
-            Self::Revoked => Outcome::failed(ResponseFlags::CertificateRevoked, "connection closed: the peer's certificate was revoked"),
+            Self::Revoked => Outcome::failed(
+                ResponseFlags::CertificateRevoked,
+                "connection closed: the peer's certificate was revoked",
+            ),
         }
     }
 }
@@ -99,7 +102,8 @@ impl Live {
         let record = self.record.as_ref()?;
         let info = record.info()?;
         let (request_bytes, response_bytes) = record.bytes();
-        let workload = |w: &Option<Arc<culvert_core::workload::Workload>>| w.as_ref().map(|w| w.namespaced_name().to_string());
+        let workload =
+            |w: &Option<Arc<culvert_core::workload::Workload>>| w.as_ref().map(|w| w.namespaced_name().to_string());
         Some(LiveReport {
             direction: info.direction,
             source: info.source_addr,
@@ -151,13 +155,8 @@ impl Connections {
     /// Adds a connection that has been admitted.
     pub fn admit(self: &Arc<Self>, admission: Admission, record: ConnectionRecord) -> Flow {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let live = Arc::new(Live {
-            id,
-            admission,
-            record: Some(record),
-            outcome: OnceLock::new(),
-            end: End::default(),
-        });
+        let live =
+            Arc::new(Live { id, admission, record: Some(record), outcome: OnceLock::new(), end: End::default() });
         self.live.lock().unwrap_or_else(PoisonError::into_inner).insert(id, live.clone());
         Flow { live: Some(live), all: self.clone() }
     }

@@ -429,7 +429,8 @@ impl Mux {
             return false;
         }
         let Phase::Dialling { headers, .. } = std::mem::replace(&mut stream.phase, Phase::Open) else { return true };
-        let headers: SmallVec<[(&str, &str); 2]> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let headers: SmallVec<[(&str, &str); 2]> =
+            headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
         // If the peer has reset the stream, its event is on the way.
         let _ = self.h2.respond(stream.id, 200, &headers, false);
         true

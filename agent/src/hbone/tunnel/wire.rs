@@ -35,13 +35,7 @@ pub(super) struct Wire {
 }
 
 impl Wire {
-    pub(super) fn new(
-        io: TcpStream,
-        sealer: Sealer,
-        opener: Opener,
-        keys: KeySchedule,
-        received: Vec<u8>,
-    ) -> Self {
+    pub(super) fn new(io: TcpStream, sealer: Sealer, opener: Opener, keys: KeySchedule, received: Vec<u8>) -> Self {
         Self {
             io,
             sealer,
