@@ -9,14 +9,22 @@
 //! |---|---|
 //! | [`connection`](Connection) | the state of a connection and what the caller may do with it |
 //! | `receive` | bytes from the peer into [`Event`]s, whatever the split |
-//! | `frames` | one rule of RFC 9113 §6 per control frame |
+//! | `frames` | the control frames, one rule of RFC 9113 §6 each |
 //! | `headers` | header blocks: HEADERS and CONTINUATION into [`Request`] and [`Response`] |
 //! | `streams` | the open streams and their windows |
+//! | `budget` | what a peer may cost without getting anything done |
 //! | `frame` | the nine-byte frame header, and writing control frames |
-//! | `hpack` | RFC 7541 |
+//! | [`hpack`] | RFC 7541 |
 
+mod budget;
 mod connection;
+mod frame;
+mod frames;
+mod headers;
+pub mod hpack;
 mod message;
+mod receive;
+mod streams;
 
 pub use connection::Connection;
 pub use message::{BadTarget, Headers, Method, Request, Response};
@@ -250,5 +258,7 @@ pub enum OpenError {
 #[error("stream {0} is not open for sending")]
 pub struct StreamClosed(pub StreamId);
 
+#[cfg(test)]
+mod interop;
 #[cfg(test)]
 mod tests;
