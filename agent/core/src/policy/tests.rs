@@ -3,6 +3,7 @@
 mod explanations;
 mod peer_authentication;
 mod properties;
+mod strictness;
 mod table;
 
 use std::sync::Arc;
@@ -59,4 +60,17 @@ fn settings(aliases: &[Arc<str>]) -> Settings<'_> {
 
 fn decide_for(caller: &Caller, specs: &[&str]) -> Decision {
     decide(settings(&[]), &EffectivePeerAuthentication::default(), &policies(specs), &caller.call())
+}
+
+/// A fact: with these policies, whether this caller is allowed.
+struct Row(&'static str, &'static [&'static str], &'static str, bool);
+
+/// Decides each row, with every mistake shown at once.
+fn check(rows: &[Row]) {
+    let decide = |Row(fact, specs, caller, allowed): &Row| {
+        let decision = decide_for(&Caller::new(caller), specs);
+        (decision.allowed != *allowed).then(|| format!("{fact}: {caller} got: {}", decision.reason))
+    };
+    let wrong: Vec<_> = rows.iter().filter_map(decide).collect();
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }
