@@ -1,5 +1,6 @@
 //! `cargo xtask TASK`: everything this repository does to itself. One file a task; CI calls only these.
 
+mod demo;
 mod ebpf;
 mod fuzz;
 mod run;
@@ -28,6 +29,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Show two nodes, four pods and real traffic, and say what happened (root)
+    Demo(demo::Demo),
     /// Run every fuzz target for a bounded time
     Fuzz(fuzz::Fuzz),
 }
@@ -37,6 +40,7 @@ fn main() -> Result<()> {
         Task::Setup => setup::everything(),
         Task::Ebpf => ebpf::build(),
         Task::Test { arguments } => test::run_all(&arguments),
+        Task::Demo(options) => demo::show(&options),
         Task::Fuzz(options) => fuzz::run_targets(&options),
     }
 }
