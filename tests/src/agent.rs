@@ -33,12 +33,15 @@ pub struct AgentConfig {
     pub arguments: Vec<OsString>,
     /// Further environment.
     pub environment: Vec<(OsString, OsString)>,
+    /// Log to a file `NODE.log` in this directory, not to the harness: for measurements.
+    pub log_directory: Option<PathBuf>,
 }
 
 /// A running agent; killed when dropped. Its pins stay, as they would on a node, until the topology goes.
 #[derive(Debug)]
 pub struct Agent {
     process: Process,
+    log_file: Option<PathBuf>,
     place: Place,
     // Removed after the process that started in it.
     _cgroup: Cgroup,
@@ -50,13 +53,19 @@ impl AgentConfig {
     /// # Errors
     /// When the binary is not built.
     pub fn new(config: &Path) -> Result<Self> {
-        Ok(Self {
-            binary: binary("culvert")?,
+        Ok(Self::with_binary(binary("culvert")?, config))
+    }
+
+    /// The same with another binary.
+    pub fn with_binary(binary: PathBuf, config: &Path) -> Self {
+        Self {
+            binary,
             config: config.to_path_buf(),
             ca: config.with_extension("ca"),
             arguments: Vec::new(),
             environment: Vec::new(),
-        })
+            log_directory: None,
+        }
     }
 }
 
@@ -71,8 +80,13 @@ impl Agent {
         command.arg("--config-dir").arg(&config.config).arg("--ca-dir").arg(&config.ca);
         command.arg("--cgroup").arg(node.kubepods()).arg("--pin-dir").arg(&pins);
         command.args(&config.arguments).envs(config.environment.iter().cloned());
-        let process = Process::spawn(&format!("culvert node {}", node.name()), command)?;
-        Ok(Self { process, place, _cgroup: cgroup })
+        let name = format!("culvert node {}", node.name());
+        let log_file = config.log_directory.as_ref().map(|directory| directory.join(format!("{}.log", node.name())));
+        let process = match &log_file {
+            Some(file) => Process::spawn_writing_to(&name, command, file)?,
+            None => Process::spawn(&name, command)?,
+        };
+        Ok(Self { process, log_file, place, _cgroup: cgroup })
     }
 
     /// Waits until it says that its enrolled pods are served.
@@ -93,7 +107,10 @@ impl Agent {
 
     /// What it has logged so far.
     pub fn log(&self) -> String {
-        self.process.output()
+        match &self.log_file {
+            Some(file) => std::fs::read_to_string(file).unwrap_or_default(),
+            None => self.process.output(),
+        }
     }
 
     /// Its process id.

@@ -9,6 +9,7 @@
 //! | [`agent`], [`objects`] | `culvert node` on a node, and the directory of YAML it reads |
 //! | [`http`], [`nginx`] | servers, and a client for the agent's endpoints |
 //! | [`capture`] | what crossed a wire |
+//! | [`histogram`] | latencies, for the load generator `culvert-load` |
 //! | [`deadline`] | waiting for a fact with a limit; nothing here sleeps and hopes |
 //!
 //! Everything needs root. Nothing is mocked: a test that passes here has run through the kernel's own TCP.
@@ -17,6 +18,7 @@ pub mod agent;
 pub mod capture;
 pub mod cgroup;
 pub mod deadline;
+pub mod histogram;
 pub mod http;
 pub mod netns;
 pub mod nginx;
@@ -29,6 +31,7 @@ pub use agent::{Agent, AgentConfig};
 pub use capture::Capture;
 pub use cgroup::Cgroup;
 pub use deadline::eventually;
+pub use histogram::Histogram;
 pub use netns::Netns;
 pub use nginx::Nginx;
 pub use objects::ConfigDir;

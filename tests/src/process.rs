@@ -139,6 +139,15 @@ impl Process {
         Ok(Self { name: name.to_owned(), child, started: Instant::now(), stdout, stderr })
     }
 
+    /// Starts a command whose output goes to a file: nobody reads along while something is measured.
+    pub fn spawn_writing_to(name: &str, mut command: Command, file: &Path) -> Result<Self> {
+        let file = File::create(file).with_context(|| format!("cannot create {}", file.display()))?;
+        command.stdout(file.try_clone()?).stderr(file);
+        let child = command.spawn().with_context(|| format!("cannot start {name}"))?;
+        let (stdout, stderr) = (Output::default(), Output::default());
+        Ok(Self { name: name.to_owned(), child, started: Instant::now(), stdout, stderr })
+    }
+
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()

@@ -1,5 +1,6 @@
 //! `cargo xtask TASK`: everything this repository does to itself. One file a task; CI calls only these.
 
+mod bench;
 mod demo;
 mod ebpf;
 mod fuzz;
@@ -31,6 +32,8 @@ enum Task {
     },
     /// Show two nodes, four pods and real traffic, and say what happened (root)
     Demo(demo::Demo),
+    /// Measure direct traffic against Culvert, interleaved (root)
+    Bench(bench::Bench),
     /// Run every fuzz target for a bounded time
     Fuzz(fuzz::Fuzz),
 }
@@ -41,6 +44,7 @@ fn main() -> Result<()> {
         Task::Ebpf => ebpf::build(),
         Task::Test { arguments } => test::run_all(&arguments),
         Task::Demo(options) => demo::show(&options),
+        Task::Bench(options) => bench::measure(&options),
         Task::Fuzz(options) => fuzz::run_targets(&options),
     }
 }
