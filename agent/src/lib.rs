@@ -12,6 +12,7 @@
 
 pub mod admin;
 pub mod ca;
+pub mod config;
 pub mod enrolment;
 pub mod hbone;
 pub mod identity;

@@ -78,6 +78,8 @@ impl Template {
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.ticketer = aws_lc_rs::Ticketer::new()?;
         config.send_tls13_tickets = 1;
+        // The tunnel protects records itself; see `hbone::record`.
+        config.enable_secret_extraction = true;
         Ok(Arc::new(config))
     }
 
@@ -90,6 +92,8 @@ impl Template {
             .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key.clone())));
         config.alpn_protocols = vec![ALPN_H2.to_vec()];
         config.enable_sni = false;
+        // The tunnel protects records itself; see `hbone::record`.
+        config.enable_secret_extraction = true;
         config.resumption =
             Resumption::store(Arc::new(ClientSessions::default())).tls12_resumption(Tls12Resumption::Disabled);
         Ok(Arc::new(config))
