@@ -22,3 +22,6 @@ pub(crate) mod scratch;
 pub mod server;
 pub mod tunnel;
 mod wake;
+
+#[cfg(test)]
+mod tests;

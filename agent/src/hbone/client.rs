@@ -125,13 +125,17 @@ impl Pool {
     /// Carries `open` through a tunnel to `key`, dialling one if need be. However many ask at once, one is dialled.
     pub fn open(&self, key: Key, mut open: Box<Open>) {
         if open.attempts > MAX_ATTEMPTS {
-            refuse(open, Outcome::failed(ResponseFlags::ConnectFailure, "every tunnel to the destination closed under it"));
+            refuse(
+                open,
+                Outcome::failed(ResponseFlags::ConnectFailure, "every tunnel to the destination closed under it"),
+            );
             return;
         }
         let mut entries = self.0.entries.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = entries.entry(key.clone()).or_default();
         entry.tunnels.retain(|(_, tunnel)| !tunnel.is_draining());
-        let best = entry.tunnels.iter().filter(|(_, tunnel)| tunnel.has_room()).min_by_key(|(_, tunnel)| tunnel.streams());
+        let best =
+            entry.tunnels.iter().filter(|(_, tunnel)| tunnel.has_room()).min_by_key(|(_, tunnel)| tunnel.streams());
         let spread = best.is_some_and(|(_, tunnel)| tunnel.streams() >= SPREAD_AT)
             && entry.tunnels.len() < self.0.workers.count();
         if spread && entry.dialling.is_none() {

@@ -21,11 +21,11 @@ const FRAME_HEADER_LEN: usize = 9;
 /// Room below which another record is started rather than the open one filled up.
 const MIN_PAYLOAD: usize = 1024;
 /// Records that one read fills at the most.
-pub const MAX_SEGMENTS: usize = 16;
+pub(super) const MAX_SEGMENTS: usize = 16;
 
 /// What reading from an application gave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Read {
+pub(super) enum Read {
     /// That many bytes were framed; `filled` if there may be more.
     Data {
         /// Bytes of payload.
@@ -42,7 +42,7 @@ pub enum Read {
 }
 
 /// Records under construction in a borrowed buffer.
-pub struct Outgoing<'a> {
+pub(super) struct Outgoing<'a> {
     buffer: &'a mut [u8],
     sealer: &'a mut Sealer,
     /// Where the open record starts; everything before is sealed.
@@ -53,17 +53,12 @@ pub struct Outgoing<'a> {
 
 impl<'a> Outgoing<'a> {
     /// Starts in an empty buffer.
-    pub fn new(buffer: &'a mut [u8], sealer: &'a mut Sealer) -> Self {
+    pub(super) fn new(buffer: &'a mut [u8], sealer: &'a mut Sealer) -> Self {
         Self { buffer, sealer, record: 0, cursor: HEADER_LEN }
     }
 
-    /// Whether nothing has been put in.
-    pub fn is_empty(&self) -> bool {
-        self.record == 0 && self.cursor == HEADER_LEN
-    }
-
     /// Appends frames, as far as there is room; returns how many bytes were taken.
-    pub fn put(&mut self, mut bytes: &[u8]) -> Result<usize, RecordError> {
+    pub(super) fn put(&mut self, mut bytes: &[u8]) -> Result<usize, RecordError> {
         let mut taken = 0;
         while !bytes.is_empty() {
             let room = self.room();
@@ -87,7 +82,7 @@ impl<'a> Outgoing<'a> {
     ///
     /// # Errors
     /// The application's socket failed (outer), or sealing did (inner).
-    pub fn read_from(
+    pub(super) fn read_from(
         &mut self,
         app: &TcpStream,
         limit: usize,
@@ -122,7 +117,7 @@ impl<'a> Outgoing<'a> {
     }
 
     /// Seals what is open; returns how many bytes are ready to be written.
-    pub fn finish(mut self) -> Result<usize, RecordError> {
+    pub(super) fn finish(mut self) -> Result<usize, RecordError> {
         self.seal()?;
         Ok(self.record)
     }

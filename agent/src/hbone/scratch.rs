@@ -10,14 +10,14 @@ use super::record::{HEADER_LEN, MAX_PLAINTEXT, TRAILER_LEN};
 /// Records that one turn reads or writes at the most.
 const RECORDS: usize = 16;
 /// Bytes of `RECORDS` full records.
-pub const LEN: usize = RECORDS * (HEADER_LEN + MAX_PLAINTEXT + TRAILER_LEN);
+pub(crate) const LEN: usize = RECORDS * (HEADER_LEN + MAX_PLAINTEXT + TRAILER_LEN);
 
 /// A worker's buffers.
-pub struct Scratch {
+pub(crate) struct Scratch {
     /// Sealed bytes from the peer, opened where they lie.
-    pub incoming: Box<[u8]>,
+    pub(crate) incoming: Box<[u8]>,
     /// Plaintext from applications, sealed where it lies.
-    pub outgoing: Box<[u8]>,
+    pub(crate) outgoing: Box<[u8]>,
 }
 
 thread_local! {
@@ -26,6 +26,6 @@ thread_local! {
 }
 
 /// Lends this worker's buffers to `turn`, which must not ask for them again.
-pub fn with<R>(turn: impl FnOnce(&mut Scratch) -> R) -> R {
+pub(crate) fn with<R>(turn: impl FnOnce(&mut Scratch) -> R) -> R {
     SCRATCH.with_borrow_mut(turn)
 }

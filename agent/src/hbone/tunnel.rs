@@ -5,7 +5,6 @@ mod stream;
 mod turn;
 mod wire;
 
-
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -9,7 +9,7 @@ use std::task::{Wake, Waker};
 
 /// The list of streams to attend to, shared with their wakers.
 #[derive(Default)]
-pub struct ReadyList(Mutex<Ready>);
+pub(super) struct ReadyList(Mutex<Ready>);
 
 #[derive(Default)]
 struct Ready {
@@ -19,12 +19,12 @@ struct Ready {
 
 impl ReadyList {
     /// A waker for the stream in slot `stream`.
-    pub fn waker(self: &Arc<Self>, stream: usize) -> Arc<StreamWaker> {
+    pub(super) fn waker(self: &Arc<Self>, stream: usize) -> Arc<StreamWaker> {
         Arc::new(StreamWaker { stream, queued: AtomicBool::new(false), list: self.clone() })
     }
 
     /// Notes which task to wake. Called on every poll, before [`ReadyList::take`].
-    pub fn register(&self, task: &Waker) {
+    pub(super) fn register(&self, task: &Waker) {
         let mut ready = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if !ready.task.as_ref().is_some_and(|known| known.will_wake(task)) {
             ready.task = Some(task.clone());
@@ -32,14 +32,14 @@ impl ReadyList {
     }
 
     /// Moves the waiting streams to `into`.
-    pub fn take(&self, into: &mut Vec<usize>) {
+    pub(super) fn take(&self, into: &mut Vec<usize>) {
         let mut ready = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         into.append(&mut ready.streams);
     }
 }
 
 /// The waker of one stream.
-pub struct StreamWaker {
+pub(super) struct StreamWaker {
     stream: usize,
     queued: AtomicBool,
     list: Arc<ReadyList>,
@@ -47,12 +47,12 @@ pub struct StreamWaker {
 
 impl StreamWaker {
     /// Says that the stream has been taken off the list and is being attended to.
-    pub fn attended(&self) {
+    pub(super) fn attended(&self) {
         self.queued.store(false, Ordering::Release);
     }
 
     /// Puts the stream on the list without waking the task: for use by the task itself.
-    pub fn queue(&self) {
+    pub(super) fn queue(&self) {
         if !self.queued.swap(true, Ordering::AcqRel) {
             self.list.0.lock().unwrap_or_else(PoisonError::into_inner).streams.push(self.stream);
         }

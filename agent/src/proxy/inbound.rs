@@ -100,13 +100,10 @@ impl Judge {
             record.close(Outcome::failed(ResponseFlags::Denied, decision.reason.to_string()));
             return Accepted::Refuse(401);
         }
-        let dialled = pod
-            .netns
-            .application_socket(ClientAddr::new(self.remote), destination.ip())
-            .and_then(|socket| {
-                socket.set_tcp_nodelay(true)?;
-                start_connect(socket, destination)
-            });
+        let dialled = pod.netns.application_socket(ClientAddr::new(self.remote), destination.ip()).and_then(|socket| {
+            socket.set_tcp_nodelay(true)?;
+            start_connect(socket, destination)
+        });
         match dialled {
             Ok(app) => {
                 let admission = Admission::Inbound {

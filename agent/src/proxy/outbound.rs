@@ -24,9 +24,7 @@ use super::resolve;
 use crate::hbone::client::{Key, connect};
 use crate::hbone::tunnel::Open;
 use crate::redirect::Family;
-use crate::telemetry::{
-    ConnectionInfo, Direction, HboneTarget, Outcome, ResponseFlags, SecurityPolicy,
-};
+use crate::telemetry::{ConnectionInfo, Direction, HboneTarget, Outcome, ResponseFlags, SecurityPolicy};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -123,13 +121,7 @@ fn traceparent() -> String {
     format!("00-{:032x}-{:016x}-00", trace | 1, span | 1)
 }
 
-fn tunnel(
-    pod: &Arc<Pod>,
-    peer: SocketAddr,
-    expected: SmallVec<[Arc<Identity>; 1]>,
-    open: Open,
-    client: SocketAddr,
-) {
+fn tunnel(pod: &Arc<Pod>, peer: SocketAddr, expected: SmallVec<[Arc<Identity>; 1]>, open: Open, client: SocketAddr) {
     pod.pool.open(Key { peer, expected, source: client.ip() }, Box::new(open));
 }
 
@@ -148,7 +140,10 @@ fn pass_through(pod: &Arc<Pod>, incoming: Incoming, to: To, flow: Flow) {
                 Ok(addresses) => addresses,
                 Err(error) => {
                     reset(&incoming.socket);
-                    flow.close(Outcome::failed(ResponseFlags::ConnectFailure, format!("{host} does not resolve: {error}")));
+                    flow.close(Outcome::failed(
+                        ResponseFlags::ConnectFailure,
+                        format!("{host} does not resolve: {error}"),
+                    ));
                     return;
                 }
             },

@@ -41,11 +41,8 @@ pub(super) fn serve(pod: &Arc<Pod>, incoming: Incoming) {
         record.close(Outcome::failed(ResponseFlags::Denied, decision.reason.to_string()));
         return;
     }
-    let admission = Admission::Inbound {
-        principal: None,
-        source_ip: incoming.remote.ip(),
-        destination: incoming.local,
-    };
+    let admission =
+        Admission::Inbound { principal: None, source_ip: incoming.remote.ip(), destination: incoming.local };
     let flow = pod.connections.admit(admission, record);
     let this = pod.clone();
     pod.shared.workers.get(pod.home).spawn(async move {
