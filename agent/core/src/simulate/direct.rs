@@ -1,0 +1,51 @@
+//! Calls that no node of the mesh handles on the client's side: Kubernetes alone brings them to their end.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use super::{Arrival, Caller, Transport, host};
+use crate::mesh::Snapshot;
+use crate::service::{Resolution, ServiceKey};
+use crate::workload::Workload;
+
+/// Where a connection to `dialled` can end, in plaintext.
+pub(super) fn arrivals(snapshot: &Snapshot, caller: &Caller, dialled: SocketAddr) -> Result<Vec<Arrival>, String> {
+    let ends = match snapshot.service_by_address(dialled.ip(), caller.namespace()) {
+        Some(service) if service.resolution == Resolution::Endpoints => {
+            endpoints(snapshot, &service.key, dialled.port())?
+        }
+        _ => vec![(dialled, snapshot.workload_by_address(dialled.ip()).cloned())],
+    };
+    let arrive = |(destination, workload): (SocketAddr, _)| Arrival {
+        path: Vec::new(),
+        transport: Transport::Plaintext,
+        principal: None,
+        source_ip: caller.address_towards(destination.ip()),
+        destination,
+        workload,
+    };
+    Ok(ends.into_iter().map(arrive).collect())
+}
+
+/// The ready endpoints of a service, by the port that its clients dial.
+pub(super) fn endpoints(
+    snapshot: &Snapshot,
+    key: &ServiceKey,
+    port: u16,
+) -> Result<Vec<(SocketAddr, Option<Arc<Workload>>)>, String> {
+    let service = snapshot.service(key).ok_or_else(|| format!("service {} is gone", host(key)))?;
+    let service_port = service
+        .port(port)
+        .ok_or_else(|| format!("service {} has no port {port}: check spec.ports of the Service", host(key)))?;
+    let ready = snapshot.endpoints(key).filter(|endpoint| endpoint.ready || service.load_balancing.allow_unhealthy);
+    let ends: Vec<_> = ready
+        .filter_map(|endpoint| {
+            let address = endpoint.workload.addresses.first()?;
+            Some((SocketAddr::new(*address, endpoint.port(service_port)?), Some(endpoint.workload.clone())))
+        })
+        .collect();
+    if ends.is_empty() {
+        return Err(format!("service {} has no ready endpoint for port {port}: check its pods", host(key)));
+    }
+    Ok(ends)
+}
