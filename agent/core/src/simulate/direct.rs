@@ -8,6 +8,9 @@ use crate::mesh::Snapshot;
 use crate::service::{Resolution, ServiceKey};
 use crate::workload::Workload;
 
+/// An end of a connection, and who is there, if the mesh knows.
+pub(super) type End = (SocketAddr, Option<Arc<Workload>>);
+
 /// Where a connection to `dialled` can end, in plaintext.
 pub(super) fn arrivals(snapshot: &Snapshot, caller: &Caller, dialled: SocketAddr) -> Result<Vec<Arrival>, String> {
     let ends = match snapshot.service_by_address(dialled.ip(), caller.namespace()) {
@@ -16,7 +19,7 @@ pub(super) fn arrivals(snapshot: &Snapshot, caller: &Caller, dialled: SocketAddr
         }
         _ => vec![(dialled, snapshot.workload_by_address(dialled.ip()).cloned())],
     };
-    let arrive = |(destination, workload): (SocketAddr, _)| Arrival {
+    let arrive = |(destination, workload): End| Arrival {
         path: Vec::new(),
         transport: Transport::Plaintext,
         principal: None,
@@ -32,7 +35,7 @@ pub(super) fn endpoints(
     snapshot: &Snapshot,
     key: &ServiceKey,
     port: u16,
-) -> Result<Vec<(SocketAddr, Option<Arc<Workload>>)>, String> {
+) -> Result<Vec<End>, String> {
     let service = snapshot.service(key).ok_or_else(|| format!("service {} is gone", host(key)))?;
     let service_port = service
         .port(port)
