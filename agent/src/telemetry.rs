@@ -13,6 +13,7 @@
 mod access_log;
 pub mod connection;
 mod labels;
+mod line;
 pub mod logging;
 mod registry;
 mod series;

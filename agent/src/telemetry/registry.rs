@@ -1,11 +1,13 @@
 //! The metrics of the process.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
@@ -67,6 +69,8 @@ impl Telemetry {
         let series = SeriesTable::new();
         registry.register_collector(Box::new(SeriesCollector(series.clone())));
 
+        registry.register_collector(Box::new(Dropped(log.clone())));
+
         let sockets = Family::<SocketLabels, Gauge>::default();
         let by_direction = [Direction::Outbound, Direction::Inbound]
             .map(|direction| sockets.get_or_create_owned(&SocketLabels { reporter: direction.reporter() }));
@@ -88,6 +92,17 @@ impl Telemetry {
     pub fn connection(&self, info: ConnectionInfo) -> ConnectionRecord {
         let series = self.0.series.series(&info);
         ConnectionRecord::open(info, series, self.0.log.clone())
+    }
+
+    /// Logs a connection that was refused before anything was known about it.
+    pub fn early_failure(
+        &self,
+        direction: Direction,
+        source: SocketAddr,
+        destination: SocketAddr,
+        error: impl fmt::Display,
+    ) {
+        self.0.log.failed(direction, source, destination, error.to_string());
     }
 
     /// Counts an application socket as open until the guard is dropped.
@@ -129,5 +144,17 @@ impl Telemetry {
         let mut text = String::new();
         self.registry(|registry| prometheus_client::encoding::text::encode(&mut text, registry))?;
         Ok(text)
+    }
+}
+
+/// Encodes how many lines the access log lost.
+#[derive(Debug)]
+struct Dropped(AccessLog);
+
+impl Collector for Dropped {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let name = "culvert_access_log_dropped_lines";
+        let help = "Lines of the access log that were lost because they came too fast";
+        ConstCounter::new(self.0.dropped()).encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)
     }
 }
