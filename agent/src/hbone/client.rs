@@ -107,6 +107,7 @@ struct Inner {
 struct Entry {
     tunnels: Vec<(usize, Handle)>,
     /// A tunnel is being dialled; these wait for it.
+    #[allow(clippy::vec_box, reason = "they come boxed and go boxed")]
     dialling: Option<Vec<Box<Open>>>,
 }
 
@@ -126,7 +127,7 @@ impl Pool {
     pub fn open(&self, key: Key, mut open: Box<Open>) {
         if open.attempts > MAX_ATTEMPTS {
             refuse(
-                open,
+                *open,
                 Outcome::failed(ResponseFlags::ConnectFailure, "every tunnel to the destination closed under it"),
             );
             return;
@@ -153,7 +154,7 @@ impl Pool {
         let waiting = entry.dialling.get_or_insert_default();
         if waiting.len() >= MAX_WAITING {
             drop(entries);
-            refuse(open, Outcome::failed(ResponseFlags::ConnectFailure, "too many connections wait for the tunnel"));
+            refuse(*open, Outcome::failed(ResponseFlags::ConnectFailure, "too many connections wait for the tunnel"));
             return;
         }
         waiting.push(open);
@@ -170,7 +171,7 @@ impl Pool {
                 tunnel.drain();
             }
             for open in entry.dialling.into_iter().flatten() {
-                refuse(open, Outcome::error("the pod is leaving the mesh"));
+                refuse(*open, Outcome::error("the pod is leaving the mesh"));
             }
         }
     }
@@ -214,7 +215,7 @@ impl Pool {
             if let Some(error) = failure {
                 let why = error.to_string();
                 for open in waiting {
-                    refuse(open, Outcome::failed(error.flags(), why.clone()));
+                    refuse(*open, Outcome::failed(error.flags(), why.clone()));
                 }
                 return;
             }
@@ -282,7 +283,7 @@ impl Redial for Again {
     fn redial(&self, open: Box<Open>) {
         match self.pool.upgrade() {
             Some(pool) => Pool(pool).open(self.key.clone(), open),
-            None => refuse(open, Outcome::error("the pod has left the mesh")),
+            None => refuse(*open, Outcome::error("the pod has left the mesh")),
         }
     }
 }
@@ -319,7 +320,7 @@ pub fn start_connect(socket: socket2::Socket, peer: SocketAddr) -> io::Result<Tc
 }
 
 /// Ends an application's connection that never got through, with a reset.
-fn refuse(open: Box<Open>, outcome: Outcome) {
+fn refuse(open: Open, outcome: Outcome) {
     // A socket that cannot be set any more has failed already.
     let _ = socket2::SockRef::from(&open.app).set_linger(Some(Duration::ZERO));
     open.flow.close(outcome);

@@ -2,28 +2,31 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use socket2::SockRef;
-use tokio::io::unix::AsyncFd;
+use tokio::io::Interest;
 use tokio::sync::watch;
 
 /// How long to wait when the process is out of descriptors or memory: accepting again at once would only spin.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
 /// A connection as it was accepted: not registered with a reactor, since another worker may serve it.
-pub struct Incoming {
+pub(super) struct Incoming {
     /// The socket, nonblocking.
-    pub socket: TcpStream,
+    pub(super) socket: TcpStream,
     /// Who dialled.
-    pub remote: SocketAddr,
+    pub(super) remote: SocketAddr,
     /// What they dialled.
-    pub local: SocketAddr,
+    pub(super) local: SocketAddr,
 }
 
 /// Accepts until `stop` changes or its sender goes, handing each connection to `serve`.
-pub async fn accept(listener: TcpListener, mut stop: watch::Receiver<bool>, serve: impl Fn(Incoming)) {
-    let listener = match AsyncFd::new(listener) {
+pub(super) async fn accept(listener: TcpListener, mut stop: watch::Receiver<bool>, serve: impl Fn(Incoming)) {
+    // tokio's own listener would register what it accepts with this worker's reactor, though another may serve it. So
+    // the listener is only watched, as any socket can be.
+    let listener = match tokio::net::TcpStream::from_std(TcpStream::from(OwnedFd::from(listener))) {
         Ok(listener) => listener,
         Err(error) => {
             tracing::error!(%error, "a pod's listener cannot be watched: its connections are refused");
@@ -34,23 +37,25 @@ pub async fn accept(listener: TcpListener, mut stop: watch::Receiver<bool>, serv
         tokio::select! {
             _ = stop.changed() => return,
             ready = listener.readable() => {
-                let Ok(mut ready) = ready else { return };
-                match ready.try_io(|listener| accept_one(listener.get_ref())) {
-                    Ok(Ok(incoming)) => serve(incoming),
-                    Ok(Err(error)) if is_exhausted(&error) => {
+                if ready.is_err() {
+                    return;
+                }
+                match listener.try_io(Interest::READABLE, || accept_one(&SockRef::from(&listener))) {
+                    Ok(incoming) => serve(incoming),
+                    Err(error) if is_exhausted(&error) => {
                         tracing::warn!(%error, "connections wait: the agent is out of resources; raise its limits");
                         tokio::time::sleep(EXHAUSTED_PAUSE).await;
                     }
-                    // The client left before it was accepted.
-                    Ok(Err(_)) | Err(_) => {}
+                    // Nothing there after all, or the client left before it was accepted.
+                    Err(_) => {}
                 }
             }
         }
     }
 }
 
-fn accept_one(listener: &TcpListener) -> io::Result<Incoming> {
-    let (socket, remote) = SockRef::from(listener).accept4(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC)?;
+fn accept_one(listener: &SockRef<'_>) -> io::Result<Incoming> {
+    let (socket, remote) = listener.accept4(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC)?;
     let local = socket.local_addr()?.as_socket();
     let (Some(remote), Some(local)) = (remote.as_socket(), local) else {
         return Err(io::ErrorKind::AddrNotAvailable.into());

@@ -19,7 +19,10 @@ const MAX_ADDRESSES: usize = 4;
 const MAX_NAMES: usize = 4096;
 
 type Answer = SmallVec<[SocketAddr; MAX_ADDRESSES]>;
-static ANSWERS: Mutex<Option<HashMap<(Arc<str>, u16), (Instant, Answer)>>> = Mutex::new(None);
+/// Answers and when they came, by name and port.
+type Answers = HashMap<(Arc<str>, u16), (Instant, Answer)>;
+
+static ANSWERS: Mutex<Option<Answers>> = Mutex::new(None);
 
 /// The addresses of `host`, by the node's resolver.
 ///

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
+use std::task::Context;
 
 use culvert_core::hbone::h2::{Connection, ErrorCode, Event, OpenError, Request, Response, StreamId};
 use slab::Slab;
@@ -369,7 +369,7 @@ impl Mux {
         stream.close(Outcome::failed(ResponseFlags::ConnectFailure, why.to_owned()));
     }
 
-    fn serve_stream(&mut self, slot: usize, mut out: Option<&mut Outgoing<'_>>) -> Result<(), RecordError> {
+    fn serve_stream(&mut self, slot: usize, out: Option<&mut Outgoing<'_>>) -> Result<(), RecordError> {
         let Some(stream) = self.streams.get_mut(slot) else { return Ok(()) };
         stream.wake.attended();
         if let Some(reason) = stream.flow.ended() {
@@ -401,7 +401,7 @@ impl Mux {
         let Some(stream) = self.streams.get_mut(slot) else { return Ok(()) };
         stream.shut_when_drained();
         if stream.reading {
-            match out.as_deref_mut() {
+            match out {
                 None => self.deferred.push(slot),
                 Some(out) => self.read_app(slot, out)?,
             }
@@ -417,7 +417,7 @@ impl Mux {
     /// Whether the application has accepted; answers the peer either way.
     fn dialled(&mut self, slot: usize) -> bool {
         let stream = &mut self.streams[slot];
-        if let Poll::Pending = stream.app.poll_write_ready(&mut Context::from_waker(&stream.waker)) {
+        if stream.app.poll_write_ready(&mut Context::from_waker(&stream.waker)).is_pending() {
             return false;
         }
         let failure = match stream.app.take_error() {
