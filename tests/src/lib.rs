@@ -9,6 +9,7 @@
 //! | [`agent`], [`objects`] | `culvert node` on a node, and the directory of YAML it reads |
 //! | [`http`], [`nginx`] | servers, and a client for the agent's endpoints |
 //! | [`capture`] | what crossed a wire |
+//! | [`selftest`] | the whole life of an enrolled pod, also on other kernels |
 //! | [`histogram`] | latencies, for the load generator `culvert-load` |
 //! | [`deadline`] | waiting for a fact with a limit; nothing here sleeps and hopes |
 //!
@@ -25,6 +26,7 @@ pub mod nginx;
 pub mod objects;
 pub mod process;
 pub mod scope;
+pub mod selftest;
 pub mod topology;
 
 pub use agent::{Agent, AgentConfig};

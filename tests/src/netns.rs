@@ -58,6 +58,11 @@ impl Netns {
         ip(&["-n", &self.name, "-batch", "-"], commands)
     }
 
+    /// Runs one `ip` command inside, with options of its own, and returns what it printed.
+    pub fn ip_once(&self, arguments: &[&str]) -> Result<String> {
+        ip(&[&["-n", &self.name], arguments].concat(), "")
+    }
+
     /// Sets kernel parameters inside: paths below `/proc/sys/net`, and their values.
     pub fn sysctl(&self, settings: &[(&str, &str)]) -> Result<()> {
         self.run(|| {

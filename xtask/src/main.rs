@@ -4,6 +4,7 @@ mod bench;
 mod demo;
 mod ebpf;
 mod fuzz;
+mod kernels;
 mod run;
 mod setup;
 mod test;
@@ -34,6 +35,8 @@ enum Task {
     Demo(demo::Demo),
     /// Measure direct traffic against Culvert, interleaved (root)
     Bench(bench::Bench),
+    /// Boot other kernels under QEMU and enrol pods on each
+    Kernels(kernels::Kernels),
     /// Run every fuzz target for a bounded time
     Fuzz(fuzz::Fuzz),
 }
@@ -45,6 +48,7 @@ fn main() -> Result<()> {
         Task::Test { arguments } => test::run_all(&arguments),
         Task::Demo(options) => demo::show(&options),
         Task::Bench(options) => bench::measure(&options),
+        Task::Kernels(options) => kernels::boot_all(&options),
         Task::Fuzz(options) => fuzz::run_targets(&options),
     }
 }
