@@ -1,1 +1,135 @@
-//! To come.
+//! Which pods of the node are in the mesh, and the life of each from here on.
+//!
+//! One task a pod walks it through its life ([`pod`]): certificate, network namespace, proxies, commit; and back. This
+//! file says which pods there should be.
+
+mod pod;
+mod report;
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use culvert_core::identity::Identity;
+use culvert_core::mesh::{PodEnrolment, Snapshot};
+use culvert_core::workload::WorkloadUid;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+pub use report::{PodState, States};
+
+use crate::identity::CertificateStore;
+use crate::redirect::{Listeners, PodNetns, Redirect};
+
+/// A pod whose traffic is about to be captured.
+pub struct ProxyPod {
+    /// The pod.
+    pub uid: String,
+    /// Its workload.
+    pub workload: WorkloadUid,
+    /// Who it is.
+    pub identity: Arc<Identity>,
+    /// Its network namespace.
+    pub netns: Arc<PodNetns>,
+    /// Its listeners.
+    pub listeners: Listeners,
+}
+
+/// Starts and stops the proxies of a pod.
+pub trait ProxyControl: Send + Sync + 'static {
+    /// Starts serving the pod's listeners.
+    fn start(&self, pod: ProxyPod);
+
+    /// Stops: accepts nothing more, lets what is open finish for a while, then ends it.
+    fn stop(&self, uid: &str) -> impl Future<Output = ()> + Send;
+}
+
+/// What enrolment needs of the rest of the agent.
+pub struct Context<P> {
+    /// The programs.
+    pub redirect: Arc<Redirect>,
+    /// The certificates.
+    pub certificates: CertificateStore,
+    /// The proxies.
+    pub proxies: P,
+    /// How each pod is doing.
+    pub states: States,
+    /// How many enrolled pods have each identity: the last to leave takes its certificate along.
+    pub identities: Identities,
+}
+
+/// Counts the pods of each identity.
+#[derive(Debug, Default)]
+pub struct Identities(Mutex<HashMap<Arc<Identity>, usize>>);
+
+impl Identities {
+    fn add(&self, identity: &Arc<Identity>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(identity.clone()).or_default() += 1;
+    }
+
+    /// Whether that was the last.
+    fn remove(&self, identity: &Arc<Identity>) -> bool {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(count) = counts.get_mut(identity) else { return false };
+        *count = count.saturating_sub(1);
+        *count == 0 && counts.remove(identity).is_some()
+    }
+}
+
+/// Takes in and lets go the pods of `node`, following `snapshots`, until their sender goes. The pods stay enrolled
+/// then: the next agent takes them over.
+pub async fn run<P: ProxyControl>(mut snapshots: watch::Receiver<Arc<Snapshot>>, node: String, context: Arc<Context<P>>) {
+    let mut lives: HashMap<String, watch::Sender<Option<Arc<PodEnrolment>>>> = HashMap::new();
+    let mut tasks: JoinSet<String> = JoinSet::new();
+    let mut first = true;
+    loop {
+        let wanted: HashMap<String, Arc<PodEnrolment>> = {
+            let snapshot = snapshots.borrow_and_update();
+            snapshot.enrolled_pods_on(&node).map(|pod| (pod.uid.to_string(), pod.clone())).collect()
+        };
+        if std::mem::take(&mut first) {
+            forget_strangers(&context, &wanted).await;
+        }
+        for (uid, life) in &lives {
+            if !wanted.contains_key(uid) {
+                life.send_replace(None);
+            }
+        }
+        for (uid, pod) in wanted {
+            match lives.get(&uid) {
+                // Only a change wakes the task; a life that is ending takes the pod up again.
+                Some(life) => {
+                    life.send_if_modified(|known| {
+                        let changed = known.as_ref().is_none_or(|known| !Arc::ptr_eq(known, &pod));
+                        *known = Some(pod.clone());
+                        changed
+                    });
+                }
+                None => {
+                    let (life, wishes) = watch::channel(Some(pod));
+                    lives.insert(uid.clone(), life);
+                    tasks.spawn(pod::live(context.clone(), uid, wishes));
+                }
+            }
+        }
+        tokio::select! {
+            changed = snapshots.changed() => if changed.is_err() { return },
+            Some(ended) = tasks.join_next() => match ended {
+                Ok(uid) => {
+                    lives.remove(&uid);
+                }
+                Err(error) => tracing::error!(%error, "the task of a pod died; the pod stays as it is"),
+            },
+        }
+    }
+}
+
+/// Lets go of pods that an earlier agent enrolled and that are not in the mesh any more.
+async fn forget_strangers<P: ProxyControl>(context: &Context<P>, wanted: &HashMap<String, Arc<PodEnrolment>>) {
+    let keep: std::collections::HashSet<String> = wanted.keys().cloned().collect();
+    let redirect = context.redirect.clone();
+    let retained = tokio::task::spawn_blocking(move || redirect.retain(&|uid| keep.contains(uid))).await;
+    if let Ok(Err(error)) = retained {
+        tracing::warn!(%error, "a pod that has left the mesh could not be let go entirely");
+    }
+}

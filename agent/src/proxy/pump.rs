@@ -19,7 +19,7 @@ const TURNS: usize = 8;
 
 /// Copies in both directions until both are done, one fails, or the connection is ended from outside. A failure of
 /// either side is passed on to the other as a reset.
-pub async fn pump(client: TcpStream, server: TcpStream, flow: Flow) {
+pub(super) async fn pump(client: TcpStream, server: TcpStream, flow: Flow) {
     Pump { client, server, flow: Some(flow), up: Direction::default(), down: Direction::default() }.await;
 }
 

@@ -1,0 +1,130 @@
+//! The life of one pod in the mesh.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use culvert_core::mesh::PodEnrolment;
+use tokio::sync::watch;
+
+use super::{Context, PodState, ProxyControl, ProxyPod};
+use crate::redirect::{EnrolError, PodSpec};
+
+/// The pause after a first failure, doubled with each further one.
+const RETRY_FIRST: Duration = Duration::from_millis(250);
+/// The longest pause.
+const RETRY_LAST: Duration = Duration::from_secs(30);
+
+/// Why a pod could not be taken in.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("the pod does not say where its network namespace is; set the annotation culvert.dev/netns")]
+    NoNetns,
+    #[error("{0}")]
+    Certificate(#[from] crate::identity::FetchError),
+    #[error("{0}")]
+    Redirect(#[from] EnrolError),
+    #[error("the agent is stopping")]
+    Stopping,
+}
+
+/// Takes the pod in when it is wished for, follows its changes, and lets it go. Returns the pod's uid when it is gone.
+pub(super) async fn live<P: ProxyControl>(
+    context: Arc<Context<P>>,
+    uid: String,
+    mut wishes: watch::Receiver<Option<Arc<PodEnrolment>>>,
+) -> String {
+    let mut pause = RETRY_FIRST;
+    loop {
+        let Some(pod) = wishes.borrow_and_update().clone() else {
+            context.states.remove(&uid);
+            return uid;
+        };
+        let name = pod.workload.namespaced_name();
+        context.states.set(&uid, &name, PodState::Pending);
+        match enrol(&context, &uid, &pod).await {
+            Ok(()) => {
+                pause = RETRY_FIRST;
+                context.states.set(&uid, &name, PodState::Enrolled);
+                tracing::info!(pod = %name, "enrolled");
+                until_changed(&mut wishes, &pod).await;
+                leave(&context, &uid, &pod).await;
+                tracing::info!(pod = %name, "left the mesh");
+            }
+            Err(failure) => {
+                tracing::warn!(pod = %name, "cannot be enrolled: {failure}");
+                context.states.set(&uid, &name, PodState::Failed(failure.to_string()));
+                tokio::select! {
+                    _ = tokio::time::sleep(pause) => pause = (pause * 2).min(RETRY_LAST),
+                    changed = wishes.changed() => if changed.is_err() { return uid },
+                }
+            }
+        }
+    }
+}
+
+/// Certificate, namespace, proxies, and last the row that captures the pod: it is never captured before it is served.
+async fn enrol<P: ProxyControl>(context: &Context<P>, uid: &str, pod: &PodEnrolment) -> Result<(), Failure> {
+    let netns: PathBuf = pod.netns.as_deref().ok_or(Failure::NoNetns)?.into();
+    context.certificates.fetch(&pod.workload.identity).await?;
+    let spec = PodSpec {
+        uid: uid.to_owned(),
+        netns,
+        addresses: pod.workload.addresses.to_vec(),
+        bypass_inbound: pod.bypass_inbound,
+    };
+    let redirect = context.redirect.clone();
+    let prepared = tokio::task::spawn_blocking(move || redirect.prepare(&spec)).await.map_err(|_| Failure::Stopping)??;
+    let enrolled = tokio::task::spawn_blocking(move || prepared.commit()).await.map_err(|_| Failure::Stopping)??;
+    // Connections that came in between wait in the listeners' queues.
+    context.identities.add(&pod.workload.identity);
+    context.proxies.start(ProxyPod {
+        uid: uid.to_owned(),
+        workload: pod.workload.uid.clone(),
+        identity: pod.workload.identity.clone(),
+        netns: enrolled.netns,
+        listeners: enrolled.listeners,
+    });
+    Ok(())
+}
+
+/// Waits until the pod is not wished for, or is so different that it has to be taken in anew.
+async fn until_changed(wishes: &mut watch::Receiver<Option<Arc<PodEnrolment>>>, enrolled: &PodEnrolment) {
+    loop {
+        if wishes.changed().await.is_err() {
+            // The agent stops: the pod stays enrolled for the next one.
+            std::future::pending::<()>().await;
+        }
+        let same = wishes.borrow_and_update().as_ref().is_some_and(|now| {
+            now.netns == enrolled.netns
+                && now.bypass_inbound == enrolled.bypass_inbound
+                && now.workload.addresses == enrolled.workload.addresses
+                && now.workload.identity == enrolled.workload.identity
+        });
+        if same {
+            continue;
+        }
+        return;
+    }
+}
+
+/// The way back: new connections go as if there were no mesh, open ones may finish, then nothing is left.
+async fn leave<P: ProxyControl>(context: &Context<P>, uid: &str, pod: &PodEnrolment) {
+    let name = pod.workload.namespaced_name();
+    let step = |what: fn(&crate::redirect::Redirect, &str) -> Result<(), EnrolError>| {
+        let (redirect, uid, name) = (context.redirect.clone(), uid.to_owned(), name.clone());
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = what(&redirect, &uid) {
+                tracing::warn!(pod = %name, %error, "could not be let go entirely");
+            }
+        })
+    };
+    // A panic in it has been reported by the runtime.
+    let _ = step(|redirect, uid| redirect.release(uid)).await;
+    context.proxies.stop(uid).await;
+    let _ = step(|redirect, uid| redirect.remove(uid)).await;
+    context.states.remove(uid);
+    if context.identities.remove(&pod.workload.identity) {
+        context.certificates.forget(&pod.workload.identity);
+    }
+}
