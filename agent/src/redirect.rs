@@ -9,15 +9,32 @@
 
 #![allow(unsafe_code, reason = "talks to the kernel where no safe wrapper exists")]
 
+mod cgroup;
+mod error;
+mod listen;
+mod netlink;
 mod netns;
+mod pins;
+mod pods;
+mod programs;
+mod record;
+mod report;
+mod routes;
+mod steps;
 
 use std::net::{IpAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use serde::Serialize;
+use culvert_core::address::NetnsCookie;
 
+pub use error::{EnrolError, LoadError};
+use netns::Netns;
 pub use netns::{Family, PodNetns};
+use pins::Pins;
+use pods::Shared;
+use programs::Constants;
+pub use report::{Counter, PodReport};
 
 /// What [`Redirect::load`] needs to know.
 #[derive(Clone, Debug)]
@@ -70,47 +87,18 @@ impl Listeners {
     }
 }
 
-/// Why the programs cannot be put to work on this machine. Each message says what to do.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// Not root.
-    #[error("loading eBPF programs needs root (CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN): {0}")]
-    Privilege(String),
-}
-
-/// Why a pod cannot be taken in. Each message says what to check.
-#[derive(Debug, thiserror::Error)]
-pub enum EnrolError {
-    /// The path leads to nothing.
-    #[error("pod {uid}: no network namespace at {path}: {reason}")]
-    NoNetns {
-        /// The pod.
-        uid: String,
-        /// What was opened.
-        path: PathBuf,
-        /// What the kernel said.
-        reason: String,
-    },
-}
-
-/// One counter of the programs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Counter {
-    /// What happened: `refused`, `passed`, `failed`.
-    pub name: &'static str,
-    /// Where and why.
-    pub reason: &'static str,
-    /// How often since the programs were first loaded on this node.
-    pub value: u64,
-}
-
 /// The loaded programs and the pods that they steer.
+///
+/// Dropping it, or dying, leaves programs and pods as they are: enrolled pods are refused until the next agent takes
+/// them over.
 #[derive(Debug)]
 pub struct Redirect {
-    _config: Config,
+    shared: Arc<Shared>,
 }
 
-/// A pod whose network namespace is ready, and whose traffic is still as it was. Dropped, everything is undone.
+/// A pod whose network namespace is ready, and whose traffic is still as it was.
+///
+/// Dropped, everything is undone; except for a pod that an earlier agent captured, which stays captured, and refused.
 #[derive(Debug)]
 pub struct PreparedPod {
     /// The pod.
@@ -119,9 +107,10 @@ pub struct PreparedPod {
     pub listeners: Listeners,
     /// Its network namespace.
     pub netns: Arc<PodNetns>,
+    preparation: pods::Preparation,
 }
 
-/// A captured pod.
+/// A captured pod. Dropping it does not let it go: see [`Redirect::remove`].
 #[derive(Debug)]
 pub struct EnrolledPod {
     /// The pod.
@@ -133,7 +122,8 @@ pub struct EnrolledPod {
 }
 
 impl Redirect {
-    /// Moves the agent into a cgroup of its own, loads and pins the programs, and adopts what an earlier agent left.
+    /// Moves the agent into a cgroup of its own, loads and pins the programs, and adopts what an earlier agent left:
+    /// its pods are refused from its death on, and served again once they are prepared and committed.
     ///
     /// The calling thread's network namespace is taken for the node's.
     ///
@@ -141,7 +131,14 @@ impl Redirect {
     ///
     /// What the machine lacks, and the cure.
     pub fn load(config: Config) -> Result<Self, LoadError> {
-        Ok(Self { _config: config })
+        let mount = cgroup::mount()?;
+        cgroup::check_pods(&config.cgroup)?;
+        let host = Netns::current().map_err(LoadError::Netns)?;
+        let agent_cgroup = cgroup::own(&mount, &config.cgroup)?;
+        let pins = Pins::open(&config.pin_path)?;
+        let constants = Constants { agent_cgroup, host_netns: host.cookie() };
+        let maps = programs::attach_node(&pins, constants, &config.cgroup, &mount)?;
+        Ok(Self { shared: Arc::new(Shared::new(host, pins, constants, maps)) })
     }
 
     /// Readies the pod's network namespace without changing what its traffic meets.
@@ -150,37 +147,69 @@ impl Redirect {
     ///
     /// What is wrong with the pod; nothing is left behind.
     pub fn prepare(&self, pod: &PodSpec) -> Result<PreparedPod, EnrolError> {
-        Err(EnrolError::NoNetns { uid: pod.uid.clone(), path: pod.netns.clone(), reason: "not there yet".to_owned() })
+        self.shared.prepare(pod)
     }
 
-    /// Lets a pod go: its network namespace is left as it was before. Unknown pods are fine.
+    /// Stops capturing a pod's new connections, while those that its proxy carries go on. Unknown pods are fine.
+    ///
+    /// # Errors
+    ///
+    /// The row could not be removed.
+    pub fn release(&self, uid: &str) -> Result<(), EnrolError> {
+        self.shared.release(uid)
+    }
+
+    /// Lets a pod go: its network namespace is left as it was before. Unknown pods are fine, and pods that are gone.
+    ///
+    /// The proxy's connections of the pod must be closed by then, or what they still have to say to the application
+    /// has no route.
     ///
     /// # Errors
     ///
     /// What could not be undone; the rest was.
     pub fn remove(&self, uid: &str) -> Result<(), EnrolError> {
-        let _ = uid;
-        Ok(())
+        self.shared.remove(uid)
     }
 
-    /// Lets go of every pod that is not in `keep`: what an earlier agent enrolled and nobody wants any more.
+    /// Lets go of every pod that is not to be kept: what an earlier agent captured and nobody wants any more, and what
+    /// is left of pods that are gone. To be called once, when the agent knows its pods.
     ///
     /// # Errors
     ///
     /// What could not be undone; the rest was.
     pub fn retain(&self, keep: &dyn Fn(&str) -> bool) -> Result<(), EnrolError> {
-        let _ = keep;
-        Ok(())
+        self.shared.retain(keep)
+    }
+
+    /// The UIDs of the pods that are captured, by this agent or an earlier one.
+    pub fn captured(&self) -> Vec<String> {
+        self.shared.captured()
     }
 
     /// The programs' counters.
     pub fn counters(&self) -> Vec<Counter> {
-        Vec::new()
+        self.shared.counters()
     }
 
-    /// How each pod is captured.
+    /// How each pod is captured, and what is wrong if anything is.
     pub fn report(&self) -> Vec<PodReport> {
-        Vec::new()
+        self.shared.report()
+    }
+
+    /// The node's own network namespace.
+    pub fn host_netns(&self) -> NetnsCookie {
+        self.shared.host_netns()
+    }
+
+    /// Lets go of every pod, detaches the programs and removes the pins: nothing of Culvert is left on the node.
+    ///
+    /// # Errors
+    ///
+    /// What could not be undone; the rest was.
+    pub fn uninstall(self) -> Result<(), EnrolError> {
+        let result = self.shared.retain(&|_| false);
+        self.shared.remove_pins();
+        result
     }
 }
 
@@ -191,26 +220,8 @@ impl PreparedPod {
     ///
     /// The row could not be written; the pod is as it was before [`Redirect::prepare`].
     pub fn commit(self) -> Result<EnrolledPod, EnrolError> {
-        let Self { uid, listeners, netns } = self;
+        let Self { uid, listeners, netns, preparation } = self;
+        preparation.commit()?;
         Ok(EnrolledPod { uid, listeners, netns })
     }
-}
-
-/// How one pod is captured.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct PodReport {
-    /// The pod.
-    pub uid: String,
-    /// Its network namespace.
-    pub netns: PathBuf,
-    /// The kernel's name for it.
-    pub cookie: u64,
-    /// Its addresses.
-    pub addresses: Vec<IpAddr>,
-    /// Whether its row is written.
-    pub captured: bool,
-    /// Whether what it receives is left alone.
-    pub bypass_inbound: bool,
-    /// What is wrong, if anything: one line each, with what to check.
-    pub problems: Vec<String>,
 }

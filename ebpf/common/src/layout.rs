@@ -107,8 +107,6 @@ pub struct PodRecord {
     pub flags: u32,
     /// What `net.ipv4.tcp_fwmark_accept` was.
     pub fwmark_accept: u32,
-    /// For IPv4 (bit 0) and IPv6 (bit 1), whether the rule for table `local` was moved.
-    pub moved_local: u32,
 }
 
 #[cfg(feature = "user")]
@@ -133,5 +131,5 @@ const _: () = {
     assert!(size_of::<AddressKey>() == 24);
     assert!(size_of::<Probe>() == 36);
     assert!(size_of::<Pod>() == 4);
-    assert!(size_of::<PodRecord>() == 128 + 256 + 128 + 16);
+    assert!(size_of::<PodRecord>() == 128 + 256 + 128 + 12);
 };

@@ -1,0 +1,149 @@
+//! What can go wrong, each with what to check next.
+
+use std::io;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use culvert_core::enrolment::Step;
+
+/// Why the programs cannot be put to work on this machine.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// Not root.
+    #[error("loading eBPF programs needs root, or CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN: {0}")]
+    Privilege(String),
+    /// The kernel is too old or built without something.
+    #[error(
+        "Linux {kernel} cannot load `{program}`: it needs {feature}, there since Linux {since}; run the node on such a \
+         kernel, or leave it out of the mesh ({reason})"
+    )]
+    Kernel {
+        /// This kernel's release.
+        kernel: String,
+        /// What was loaded.
+        program: &'static str,
+        /// What it needs.
+        feature: &'static str,
+        /// Since when that is there.
+        since: &'static str,
+        /// What the kernel said.
+        reason: String,
+    },
+    /// There is no cgroup v2 mount.
+    #[error("no cgroup v2 file system is mounted: mount one (`mount -t cgroup2 none /sys/fs/cgroup/unified`)")]
+    NoCgroup2,
+    /// `--cgroup` is wrong.
+    #[error("--cgroup {path}: {reason}; name the directory below the cgroup v2 mount that holds every pod")]
+    Cgroup {
+        /// What was given.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The agent has no cgroup to itself.
+    #[error(
+        "the agent cannot have a cgroup to itself ({0}): sharing one with a pod would exempt that pod from the mesh"
+    )]
+    OwnCgroup(String),
+    /// `--pin-dir` is wrong.
+    #[error("--pin-dir {path}: {reason}")]
+    Pins {
+        /// Where.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The node's network namespace cannot be read.
+    #[error("cannot read the node's network namespace (SO_NETNS_COOKIE, there since Linux 5.14): {0}")]
+    Netns(io::Error),
+    /// A bug, or a damaged build.
+    #[error("the embedded eBPF programs are damaged: {0}")]
+    Object(String),
+}
+
+/// Why a pod cannot be taken in, or let go.
+#[derive(Debug, thiserror::Error)]
+pub enum EnrolError {
+    /// The UID or the path is too long, or there are too many addresses.
+    #[error("pod {uid}: {what}")]
+    Unusable {
+        /// The pod.
+        uid: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The path leads to nothing.
+    #[error("pod {uid}: no network namespace at {}: {reason}", path.display())]
+    NoNetns {
+        /// The pod.
+        uid: String,
+        /// What was opened.
+        path: PathBuf,
+        /// What the kernel said.
+        reason: String,
+    },
+    /// The path leads to the node's own.
+    #[error(
+        "pod {uid}: {} is the node's own network namespace: a hostNetwork pod cannot be enrolled; check the path",
+        path.display()
+    )]
+    HostNetns {
+        /// The pod.
+        uid: String,
+        /// What was opened.
+        path: PathBuf,
+    },
+    /// The path leads to another pod's.
+    #[error(
+        "pod {uid}: the network namespace {} holds none of its addresses {expected:?} but {found:?}: it is another \
+         pod's, or the CNI plugin has not finished",
+        path.display()
+    )]
+    ForeignNetns {
+        /// The pod.
+        uid: String,
+        /// What was opened.
+        path: PathBuf,
+        /// What the pod has.
+        expected: Vec<IpAddr>,
+        /// What the namespace has.
+        found: Vec<IpAddr>,
+    },
+    /// The namespace is in use by another enrolled pod.
+    #[error("pod {uid}: its network namespace is already enrolled for pod {other}")]
+    Shared {
+        /// The pod.
+        uid: String,
+        /// Who has it.
+        other: String,
+    },
+    /// A step failed; what was done before it has been undone.
+    #[error("pod {uid}: cannot {}: {reason}", doing(*step))]
+    Step {
+        /// The pod.
+        uid: String,
+        /// Which.
+        step: Step,
+        /// What the kernel said.
+        reason: String,
+    },
+    /// Some steps could not be undone.
+    #[error("pod {uid}: not everything could be undone: {reason}")]
+    Undo {
+        /// The pod.
+        uid: String,
+        /// What the kernel said, per step.
+        reason: String,
+    },
+}
+
+fn doing(step: Step) -> &'static str {
+    match step {
+        Step::Record => "write down what will be changed",
+        Step::Listen => "listen in its network namespace",
+        Step::Sysctl => "set net.ipv4.tcp_fwmark_accept",
+        Step::Route => "add the routing rules (is `lo` up in the pod?)",
+        Step::Attach => "attach the socket lookup program to its network namespace",
+        Step::Commit => "write its row",
+    }
+}

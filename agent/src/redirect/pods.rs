@@ -1,0 +1,242 @@
+//! The pods of this node: taking them in, letting them go, adopting those of an earlier agent.
+
+use std::io;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use culvert_core::address::NetnsCookie;
+use culvert_core::enrolment::{Enrolment, Step};
+use culvert_ebpf_common::PodRecord;
+
+use super::error::EnrolError;
+use super::netlink::Netlink;
+use super::netns::{Netns, PodNetns};
+use super::pins::Pins;
+use super::programs::{self, Constants, Maps};
+use super::record::{to_record, to_spec};
+use super::routes::{self, InterfaceAddress};
+use super::steps::{Steps, fwmark_accept, map_error};
+use super::{PodSpec, PreparedPod};
+
+/// What the agent's parts share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    host: Netns,
+    pins: Pins,
+    constants: Constants,
+    maps: Mutex<Maps>,
+}
+
+/// The way back from a preparation that is not committed.
+#[derive(Debug)]
+pub(super) struct Preparation {
+    shared: Arc<Shared>,
+    netns: Arc<PodNetns>,
+    record: PodRecord,
+    enrolment: Enrolment,
+    /// An earlier agent captured the pod: undoing would set it free.
+    captured: bool,
+}
+
+impl Shared {
+    pub(super) fn new(host: Netns, pins: Pins, constants: Constants, maps: Maps) -> Self {
+        Self { host, pins, constants, maps: Mutex::new(maps) }
+    }
+
+    pub(super) fn host_netns(&self) -> NetnsCookie {
+        self.host.cookie()
+    }
+
+    pub(super) fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Maps> {
+        // Maps are handles: nothing in them can be left half changed.
+        self.maps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn prepare(self: &Arc<Self>, pod: &PodSpec) -> Result<PreparedPod, EnrolError> {
+        let (netns, present) = self.verify(pod)?;
+        let cookie = netns.cookie();
+        let unusable = |what: &str| EnrolError::Unusable { uid: pod.uid.clone(), what: what.to_owned() };
+        let failed = |(step, error): (Step, io::Error)| EnrolError::Step {
+            uid: pod.uid.clone(),
+            step,
+            reason: error.to_string(),
+        };
+
+        let mut maps = self.lock();
+        let before = maps.records.get(&cookie.0, 0).ok();
+        let captured = maps.pods.get(&cookie.0, 0).is_ok();
+        if let Some(other) = before.as_ref().map(to_spec).filter(|other| other.uid != pod.uid) {
+            return Err(EnrolError::Shared { uid: pod.uid.clone(), other: other.uid });
+        }
+        // The sandbox was made anew: what is left of the old one is in nobody's way, but would be taken for this pod.
+        for (old, record) in records(&maps, |spec| spec.uid == pod.uid) {
+            if old != cookie {
+                let _ = self.leave(&mut maps, old, record);
+            }
+        }
+        // What the sysctl was before anyone touched it.
+        let fwmark_accept = match &before {
+            Some(record) => record.fwmark_accept,
+            None => fwmark_accept(&netns).map_err(|error| failed((Step::Record, error)))?,
+        };
+        let record = to_record(pod, fwmark_accept).map_err(unusable)?;
+        let netns = Arc::new(PodNetns::new(netns, pod.addresses.iter().copied()));
+        let mut enrolment = Enrolment::new();
+        let mut steps = Steps {
+            maps: &mut maps,
+            pins: &self.pins,
+            constants: self.constants,
+            cookie,
+            record,
+            netns: Some(netns.netns()),
+            present,
+            listeners: None,
+        };
+        steps.run(&mut enrolment, !captured).map_err(failed)?;
+        let listeners = steps.listeners.take().ok_or_else(|| unusable("no listeners"))?;
+        let preparation = Preparation { shared: self.clone(), netns: netns.clone(), record, enrolment, captured };
+        Ok(PreparedPod { uid: pod.uid.clone(), listeners, netns, preparation })
+    }
+
+    /// Opens the pod's network namespace and checks that it is the pod's.
+    fn verify(&self, pod: &PodSpec) -> Result<(Netns, Vec<InterfaceAddress>), EnrolError> {
+        let (uid, path) = (|| pod.uid.clone(), || pod.netns.clone());
+        let nothing = |error: io::Error| EnrolError::NoNetns { uid: uid(), path: path(), reason: error.to_string() };
+        let netns = self.host.open(&pod.netns).map_err(nothing)?;
+        if netns.cookie() == self.host.cookie() {
+            return Err(EnrolError::HostNetns { uid: uid(), path: path() });
+        }
+        let present =
+            netns.enter(Netlink::open).and_then(|netlink| routes::addresses(&mut netlink?)).map_err(nothing)?;
+        if !pod.addresses.iter().any(|ip| present.iter().any(|address| address.ip == *ip)) {
+            let found: Vec<IpAddr> = present.iter().map(|address| address.ip).collect();
+            return Err(EnrolError::ForeignNetns { uid: uid(), path: path(), expected: pod.addresses.clone(), found });
+        }
+        Ok((netns, present))
+    }
+
+    pub(super) fn release(&self, uid: &str) -> Result<(), EnrolError> {
+        let mut maps = self.lock();
+        for (cookie, _) in records(&maps, |spec| spec.uid == uid) {
+            match maps.pods.remove(&cookie.0).map_err(map_error) {
+                Err(error) if error.raw_os_error() != Some(libc::ENOENT) => return Err(undo_error(uid, &error)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn remove(&self, uid: &str) -> Result<(), EnrolError> {
+        let mut maps = self.lock();
+        let found = records(&maps, |spec| spec.uid == uid);
+        found.into_iter().try_for_each(|(cookie, record)| self.leave(&mut maps, cookie, record))
+    }
+
+    pub(super) fn retain(&self, keep: &dyn Fn(&str) -> bool) -> Result<(), EnrolError> {
+        let mut maps = self.lock();
+        let mut result = Ok(());
+        for (cookie, record) in records(&maps, |_| true) {
+            let spec = to_spec(&record);
+            if keep(&spec.uid) && self.netns_of(&spec, cookie).is_some() {
+                continue;
+            }
+            if let Err(error) = self.leave(&mut maps, cookie, record) {
+                result = Err(error);
+            }
+        }
+        for cookie in self.pins.pinned_pods() {
+            if maps.records.get(&cookie.0, 0).is_err() {
+                let _ = programs::detach_pod(&self.pins, cookie);
+            }
+        }
+        self.pins.remove_other_versions();
+        result
+    }
+
+    pub(super) fn captured(&self) -> Vec<String> {
+        let maps = self.lock();
+        let captured = records(&maps, |_| true).into_iter().filter(|(cookie, _)| maps.pods.get(&cookie.0, 0).is_ok());
+        captured.map(|(_, record)| to_spec(&record).uid).collect()
+    }
+
+    pub(super) fn remove_pins(&self) {
+        self.pins.remove_all();
+    }
+
+    /// The pod's network namespace, if it is still the one that was enrolled.
+    pub(super) fn netns_of(&self, spec: &PodSpec, cookie: NetnsCookie) -> Option<Netns> {
+        self.host.open(&spec.netns).ok().filter(|netns| netns.cookie() == cookie)
+    }
+
+    fn leave(&self, maps: &mut Maps, cookie: NetnsCookie, record: PodRecord) -> Result<(), EnrolError> {
+        let spec = to_spec(&record);
+        let netns = self.netns_of(&spec, cookie);
+        self.undo(maps, cookie, record, netns.as_ref(), &mut Enrolment::abandoned())
+    }
+
+    fn undo(
+        &self,
+        maps: &mut Maps,
+        cookie: NetnsCookie,
+        record: PodRecord,
+        netns: Option<&Netns>,
+        enrolment: &mut Enrolment,
+    ) -> Result<(), EnrolError> {
+        let (pins, constants) = (&self.pins, self.constants);
+        let mut steps = Steps { maps, pins, constants, cookie, record, netns, present: Vec::new(), listeners: None };
+        let result = steps.run(enrolment, true);
+        result.map_err(|(_, error)| undo_error(&to_spec(&record).uid, &error))
+    }
+}
+
+impl Preparation {
+    pub(super) fn commit(mut self) -> Result<(), EnrolError> {
+        self.enrolment.commit();
+        let shared = self.shared.clone();
+        let mut maps = shared.lock();
+        let mut steps = Steps {
+            maps: &mut maps,
+            pins: &shared.pins,
+            constants: shared.constants,
+            cookie: self.netns.cookie(),
+            record: self.record,
+            netns: Some(self.netns.netns()),
+            present: Vec::new(),
+            listeners: None,
+        };
+        steps.run(&mut self.enrolment, !self.captured).map_err(|(step, error)| EnrolError::Step {
+            uid: to_spec(&self.record).uid,
+            step,
+            reason: error.to_string(),
+        })
+    }
+}
+
+impl Drop for Preparation {
+    fn drop(&mut self) {
+        if self.captured || self.enrolment.action() != culvert_core::enrolment::Action::Ready {
+            return;
+        }
+        self.enrolment.leave();
+        let mut maps = self.shared.lock();
+        let netns = Some(self.netns.netns());
+        let undone = self.shared.undo(&mut maps, self.netns.cookie(), self.record, netns, &mut self.enrolment);
+        if let Err(error) = undone {
+            tracing::warn!(%error, "a pod's network namespace is not as it was");
+        }
+    }
+}
+
+/// The recorded pods for which `which` holds.
+pub(super) fn records(maps: &Maps, which: impl Fn(&PodSpec) -> bool) -> Vec<(NetnsCookie, PodRecord)> {
+    let all = maps.records.iter().filter_map(Result::ok);
+    all.filter(|(_, record)| which(&to_spec(record))).map(|(cookie, record)| (NetnsCookie(cookie), record)).collect()
+}
+
+fn undo_error(uid: &str, error: &io::Error) -> EnrolError {
+    EnrolError::Undo { uid: uid.to_owned(), reason: error.to_string() }
+}

@@ -1,0 +1,199 @@
+//! Loading the programs, attaching them and pinning their links.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+
+use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, SockHash};
+use aya::programs::links::{CgroupAttachMode, FdLink};
+use aya::programs::{CgroupSock, CgroupSockAddr, Program, ProgramError, SkLookup, SockOps};
+use aya::{Ebpf, EbpfError, EbpfLoader};
+use culvert_core::address::NetnsCookie;
+use culvert_ebpf_common::{AddressKey, ListenerKey, Pod, PodRecord};
+
+use super::error::LoadError;
+use super::netns::Netns;
+use super::pins::Pins;
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("CULVERT_EBPF_OBJECT"));
+
+/// What a program needs that old kernels lack.
+struct Needs {
+    program: &'static str,
+    feature: &'static str,
+    since: &'static str,
+}
+
+const CONNECT: [Needs; 2] = [
+    Needs { program: "connect_v4", feature: "SO_MARK in cgroup connect hooks", since: "5.8" },
+    Needs { program: "connect_v6", feature: "SO_MARK in cgroup connect hooks", since: "5.8" },
+];
+const CREATE_SOCKET: Needs =
+    Needs { program: "create_socket", feature: "the netns cookie in cgroup socket hooks", since: "5.7" };
+const HOST_SOCKET: Needs = Needs { program: "host_socket", feature: "the netns cookie in sock_ops", since: "5.15" };
+const ARRIVE: Needs = Needs { program: "arrive", feature: "the ingress interface in sk_lookup", since: "5.17" };
+
+/// What the programs are loaded with.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Constants {
+    /// The id of the agent's cgroup.
+    pub(super) agent_cgroup: u64,
+    /// The node's network namespace.
+    pub(super) host_netns: NetnsCookie,
+}
+
+/// The pinned maps.
+pub(super) struct Maps {
+    pub(super) pods: HashMap<MapData, u64, Pod>,
+    pub(super) addresses: HashMap<MapData, AddressKey, u8>,
+    pub(super) records: HashMap<MapData, u64, PodRecord>,
+    pub(super) listeners: SockHash<MapData, ListenerKey>,
+    pub(super) counters: PerCpuArray<MapData, u64>,
+}
+
+/// Loads every program once, to know that this kernel can, and attaches those that serve the whole node.
+pub(super) fn attach_node(
+    pins: &Pins,
+    constants: Constants,
+    pods: &Path,
+    cgroup_mount: &Path,
+) -> Result<Maps, LoadError> {
+    let mut ebpf = load(pins, constants, NetnsCookie(0)).map_err(object_error)?;
+    // The one that needs the newest kernel first: nothing is attached when it cannot be loaded.
+    let arrive: &mut SkLookup = program(&mut ebpf, ARRIVE.program)?;
+    arrive.load().map_err(|error| ARRIVE.lacking(&error))?;
+    let pods = open(pods)?;
+    for needs in CONNECT {
+        let program: &mut CgroupSockAddr = program(&mut ebpf, needs.program)?;
+        let attached = program.load().and_then(|()| program.attach(&pods, CgroupAttachMode::Single));
+        let link = attached.and_then(|id| program.take_link(id)).map_err(|error| needs.lacking(&error))?;
+        pin(link.try_into().map_err(object_error)?, &pins.links().join(needs.program)).map_err(pin_error(pins))?;
+    }
+    let socket: &mut CgroupSock = program(&mut ebpf, CREATE_SOCKET.program)?;
+    let attached = socket.load().and_then(|()| socket.attach(&pods, CgroupAttachMode::Single));
+    let link = attached.and_then(|id| socket.take_link(id)).map_err(|error| CREATE_SOCKET.lacking(&error))?;
+    pin(link.try_into().map_err(object_error)?, &pins.links().join(CREATE_SOCKET.program)).map_err(pin_error(pins))?;
+
+    let host: &mut SockOps = program(&mut ebpf, HOST_SOCKET.program)?;
+    let everyone = open(cgroup_mount)?;
+    let attached = host.load().and_then(|()| host.attach(&everyone, CgroupAttachMode::Single));
+    let link = attached.and_then(|id| host.take_link(id)).map_err(|error| HOST_SOCKET.lacking(&error))?;
+    pin(link.try_into().map_err(object_error)?, &pins.links().join(HOST_SOCKET.program)).map_err(pin_error(pins))?;
+    Maps::take(&mut ebpf)
+}
+
+/// Attaches an instance of the lookup program to a pod's network namespace and pins it, in place of an earlier one.
+pub(super) fn attach_pod(pins: &Pins, constants: Constants, netns: &Netns) -> io::Result<()> {
+    let mut ebpf = load(pins, constants, netns.cookie()).map_err(io::Error::other)?;
+    let arrive: &mut SkLookup = program(&mut ebpf, ARRIVE.program).map_err(io::Error::other)?;
+    let attached = arrive.load().and_then(|()| arrive.attach(netns.as_fd()));
+    let link = attached.and_then(|id| arrive.take_link(id)).map_err(io::Error::other)?;
+    pin(link.into(), &pins.pod(netns.cookie()))
+}
+
+/// Detaches it. Fine if it is not there.
+pub(super) fn detach_pod(pins: &Pins, cookie: NetnsCookie) -> io::Result<()> {
+    match fs::remove_file(pins.pod(cookie)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn load(pins: &Pins, constants: Constants, pod: NetnsCookie) -> Result<Ebpf, EbpfError> {
+    EbpfLoader::new()
+        .default_map_pin_directory(pins.maps())
+        .override_global("AGENT_CGROUP", &constants.agent_cgroup, true)
+        .override_global("HOST_NETNS", &constants.host_netns.0, true)
+        .override_global("POD_NETNS", &pod.0, true)
+        .load(OBJECT)
+}
+
+/// Pins the new link over the old, which is attached until then: at no moment is neither.
+fn pin(link: FdLink, path: &Path) -> io::Result<()> {
+    // No dot: bpffs keeps such names for itself.
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let new = path.with_file_name(format!("{name}-new"));
+    let _ = fs::remove_file(&new);
+    drop(link.pin(&new).map_err(io::Error::other)?);
+    fs::rename(&new, path)
+}
+
+fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, LoadError>
+where
+    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    let program = ebpf.program_mut(name).ok_or_else(|| LoadError::Object(format!("no program `{name}`")))?;
+    program.try_into().map_err(object_error)
+}
+
+fn open(path: &Path) -> Result<File, LoadError> {
+    File::open(path).map_err(|error| LoadError::Cgroup { path: path.to_path_buf(), reason: error.to_string() })
+}
+
+fn pin_error(pins: &Pins) -> impl FnOnce(io::Error) -> LoadError {
+    let path = pins.links();
+    move |error| LoadError::Pins { path, reason: error.to_string() }
+}
+
+impl Needs {
+    fn lacking(&self, error: &ProgramError) -> LoadError {
+        let (reason, errno) = match error {
+            // The verifier's verdict is at the end of its log.
+            ProgramError::LoadError { io_error, verifier_log } => {
+                let log = verifier_log.to_string();
+                let last = log.lines().rev().find(|line| !line.is_empty() && !line.starts_with("processed"));
+                (format!("{io_error}: {}", last.unwrap_or("the verifier said nothing")), io_error.raw_os_error())
+            }
+            ProgramError::SyscallError(error) => (error.to_string(), error.io_error.raw_os_error()),
+            error => (error.to_string(), None),
+        };
+        // The verifier answers EACCES, a lack of privilege is EPERM.
+        if errno == Some(libc::EPERM) {
+            return LoadError::Privilege(reason);
+        }
+        let kernel = nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned());
+        LoadError::Kernel {
+            kernel: kernel.unwrap_or_default(),
+            program: self.program,
+            feature: self.feature,
+            since: self.since,
+            reason,
+        }
+    }
+}
+
+fn object_error(error: impl std::error::Error) -> LoadError {
+    let mut cause: &dyn std::error::Error = &error;
+    let mut text = error.to_string();
+    while let Some(source) = cause.source() {
+        cause = source;
+        text = format!("{text}: {source}");
+        let errno = source.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+        if errno == Some(libc::EPERM) {
+            return LoadError::Privilege(text);
+        }
+    }
+    LoadError::Object(text)
+}
+
+impl std::fmt::Debug for Maps {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Maps").finish_non_exhaustive()
+    }
+}
+
+impl Maps {
+    fn take(ebpf: &mut Ebpf) -> Result<Self, LoadError> {
+        fn one<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &str) -> Result<T, LoadError> {
+            let map = ebpf.take_map(name).ok_or_else(|| LoadError::Object(format!("no map `{name}`")))?;
+            map.try_into().map_err(object_error)
+        }
+        Ok(Self {
+            pods: one(ebpf, "PODS")?,
+            addresses: one(ebpf, "ADDRESSES")?,
+            records: one(ebpf, "RECORDS")?,
+            listeners: one(ebpf, "LISTENERS")?,
+            counters: one(ebpf, "COUNTERS")?,
+        })
+    }
+}

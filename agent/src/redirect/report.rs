@@ -1,0 +1,103 @@
+//! What the programs counted, and how each pod is captured.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use culvert_ebpf_common::{Counter as Counted, ListenerKey, Role};
+use serde::Serialize;
+
+use super::netlink::Netlink;
+use super::pods::{Shared, records};
+use super::programs::Maps;
+use super::record::to_spec;
+use super::routes;
+use super::steps::fwmark_accept;
+
+/// One counter of the programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Counter {
+    /// What happened: `captured`, `passed`, `refused`, `failed`.
+    pub name: &'static str,
+    /// Where and why.
+    pub reason: &'static str,
+    /// How often since the programs were first loaded on this node.
+    pub value: u64,
+}
+
+/// How one pod is captured.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PodReport {
+    /// The pod.
+    pub uid: String,
+    /// Its network namespace.
+    pub netns: PathBuf,
+    /// The kernel's name for it.
+    pub cookie: u64,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Whether its row is written.
+    pub captured: bool,
+    /// Whether what it receives is left alone.
+    pub bypass_inbound: bool,
+    /// What is wrong, if anything: one line each.
+    pub problems: Vec<String>,
+}
+
+impl Shared {
+    pub(super) fn counters(&self) -> Vec<Counter> {
+        let maps = self.lock();
+        let value = |counted: Counted| {
+            let per_cpu = maps.counters.get(&(counted as u32), 0);
+            per_cpu.map_or(0, |values| values.iter().fold(0, |sum: u64, value| sum.wrapping_add(*value)))
+        };
+        let all = Counted::ALL.iter();
+        all.map(|c| Counter { name: c.name(), reason: c.reason(), value: value(*c) }).collect()
+    }
+
+    pub(super) fn report(&self) -> Vec<PodReport> {
+        let maps = self.lock();
+        let all = records(&maps, |_| true).into_iter();
+        all.map(|(cookie, record)| {
+            let spec = to_spec(&record);
+            let captured = maps.pods.get(&cookie.0, 0).is_ok();
+            let mut problems = Vec::new();
+            match self.netns_of(&spec, cookie) {
+                None => problems.push("its network namespace is gone".to_owned()),
+                Some(netns) => match netns.enter(Netlink::open).and_then(|netlink| routes::missing(&mut netlink?)) {
+                    Ok(missing) => {
+                        problems.extend(missing.into_iter().map(str::to_owned));
+                        if fwmark_accept(&netns).is_ok_and(|value| value == 0) {
+                            problems.push("net.ipv4.tcp_fwmark_accept is 0 in the pod, it should be 1".to_owned());
+                        }
+                    }
+                    Err(error) => problems.push(format!("its routing rules cannot be read: {error}")),
+                },
+            }
+            if !self.pins().pod(cookie).exists() {
+                problems.push("the socket lookup program is not pinned: what it receives is not captured".to_owned());
+            }
+            problems.extend(missing_listeners(&maps, cookie.0));
+            if !captured {
+                problems.push("it is prepared but not captured yet".to_owned());
+            }
+            PodReport {
+                uid: spec.uid,
+                netns: spec.netns,
+                cookie: cookie.0,
+                addresses: spec.addresses,
+                captured,
+                bypass_inbound: spec.bypass_inbound,
+                problems,
+            }
+        })
+        .collect()
+    }
+}
+
+/// The roles nobody listens for. Values of this map are not readable everywhere, its keys are.
+fn missing_listeners(maps: &Maps, cookie: u64) -> Vec<String> {
+    let keys: Vec<ListenerKey> = maps.listeners.keys().filter_map(Result::ok).collect();
+    let roles = [(Role::Outbound, "outbound"), (Role::Hbone, "HBONE"), (Role::Plaintext, "plaintext")];
+    let missing = roles.into_iter().filter(|(role, _)| !keys.contains(&ListenerKey::new(cookie, *role)));
+    missing.map(|(_, name)| format!("nobody listens: {name} connections are refused")).collect()
+}

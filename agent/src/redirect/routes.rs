@@ -1,0 +1,229 @@
+//! The rules and routes that lead marked connections to `lo`.
+//!
+//! In each address family: marked packets look into a table of our own, where everything is local to `lo`; and the rule
+//! for table `local` moves behind that rule, or connections to the pod's own address would take that table's route,
+//! and look as if they came from the wire. A family in which the pod has no address refuses marked packets instead.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use culvert_ebpf_common::{STEERING_MARK, verdict::is_loopback};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::netlink::Netlink;
+use super::netns::Family;
+use super::record::to_key;
+
+const MARK_RULE: u32 = 1;
+const LOCAL_RULE_MOVED: u32 = 2;
+const LOCAL_RULE: u32 = 0;
+const TABLE_LOCAL: u32 = 255;
+/// Above 255, where tables have no names and no defaults.
+const TABLE: u32 = STEERING_MARK;
+const LO: u32 = 1;
+
+const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+
+/// An address of a network namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct InterfaceAddress {
+    pub(super) ip: IpAddr,
+    global: bool,
+}
+
+/// Every address of the namespace's interfaces but the loopback ones.
+pub(super) fn addresses(netlink: &mut Netlink) -> io::Result<Vec<InterfaceAddress>> {
+    let answers = netlink.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
+    Ok(answers
+        .into_iter()
+        .filter_map(|answer| {
+            let RouteNetlinkMessage::NewAddress(message) = answer else { return None };
+            let pick = |local: bool| {
+                message.attributes.iter().find_map(|attribute| match attribute {
+                    AddressAttribute::Local(ip) if local => Some(*ip),
+                    AddressAttribute::Address(ip) if !local => Some(*ip),
+                    _ => None,
+                })
+            };
+            // On a point-to-point interface `Address` is the peer's.
+            let ip = pick(true).or_else(|| pick(false))?;
+            let global = message.header.scope == AddressScope::Universe;
+            (!is_loopback(&to_key(ip))).then_some(InterfaceAddress { ip, global })
+        })
+        .collect())
+}
+
+/// Adds what is missing. `sources` are the pod's addresses, preferred as the source of what is led to `lo`.
+pub(super) fn add(netlink: &mut Netlink, sources: &[IpAddr], present: &[InterfaceAddress]) -> io::Result<()> {
+    for family in FAMILIES {
+        match add_family(netlink, family, source(family, sources, present)) {
+            Err(error) if !supported(&error) && family == Family::V6 => {}
+            result => result?,
+        }
+    }
+    Ok(())
+}
+
+/// Takes away what [`add`] added, and moves the rule for table `local` back.
+pub(super) fn remove(netlink: &mut Netlink) -> io::Result<()> {
+    let mut result = Ok(());
+    for family in FAMILIES {
+        match remove_family(netlink, family) {
+            Err(error) if supported(&error) => result = Err(error),
+            _ => {}
+        }
+    }
+    result
+}
+
+/// What is missing, for the report.
+pub(super) fn missing(netlink: &mut Netlink) -> io::Result<Vec<&'static str>> {
+    let mut missing = Vec::new();
+    for family in FAMILIES {
+        let rules = match rules(netlink, family) {
+            Err(error) if !supported(&error) => continue,
+            rules => rules?,
+        };
+        if !rules.iter().any(|rule| is_ours(rule)) {
+            missing.push(match family {
+                Family::V4 => "the IPv4 rule for the steering mark is missing",
+                Family::V6 => "the IPv6 rule for the steering mark is missing",
+            });
+        }
+    }
+    Ok(missing)
+}
+
+fn supported(error: &io::Error) -> bool {
+    !matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP))
+}
+
+fn source(family: Family, sources: &[IpAddr], present: &[InterfaceAddress]) -> Option<IpAddr> {
+    let of_family = |ip: &IpAddr| Family::of(*ip) == family;
+    let there = |ip: &IpAddr| present.iter().any(|address| address.ip == *ip);
+    let first_global = || present.iter().find(|address| address.global && of_family(&address.ip)).map(|a| a.ip);
+    sources.iter().copied().find(|ip| of_family(ip) && there(ip)).or_else(first_global)
+}
+
+fn add_family(netlink: &mut Netlink, family: Family, source: Option<IpAddr>) -> io::Result<()> {
+    if source.is_none() {
+        netlink.create(RouteNetlinkMessage::NewRule(mark_rule(family, RuleAction::Unreachable)))?;
+        return Ok(());
+    }
+    // The route before the rule that leads to it, the moved rule before the old one goes: at no moment is a packet
+    // without its way.
+    netlink.create(RouteNetlinkMessage::NewRoute(route(family, source)))?;
+    netlink.create(RouteNetlinkMessage::NewRule(mark_rule(family, RuleAction::ToTable)))?;
+    move_local(netlink, family, LOCAL_RULE, LOCAL_RULE_MOVED)
+}
+
+fn remove_family(netlink: &mut Netlink, family: Family) -> io::Result<()> {
+    move_local(netlink, family, LOCAL_RULE_MOVED, LOCAL_RULE)?;
+    for action in [RuleAction::ToTable, RuleAction::Unreachable] {
+        netlink.delete(RouteNetlinkMessage::DelRule(mark_rule(family, action)))?;
+    }
+    netlink.delete(RouteNetlinkMessage::DelRoute(route(family, None)))?;
+    Ok(())
+}
+
+/// Moves the rule for table `local` as it is, and only where it is plainly the kernel's.
+fn move_local(netlink: &mut Netlink, family: Family, from: u32, to: u32) -> io::Result<()> {
+    let Some(rule) = rules(netlink, family)?.into_iter().find(|rule| is_local_at(rule, from)) else { return Ok(()) };
+    let mut moved = rule.clone();
+    moved.attributes.retain(|attribute| !matches!(attribute, RuleAttribute::Priority(_)));
+    let mut old = moved.clone();
+    moved.attributes.push(RuleAttribute::Priority(to));
+    old.attributes.push(RuleAttribute::Priority(from));
+    netlink.create(RouteNetlinkMessage::NewRule(moved))?;
+    netlink.delete(RouteNetlinkMessage::DelRule(old))?;
+    Ok(())
+}
+
+fn rules(netlink: &mut Netlink, family: Family) -> io::Result<Vec<RuleMessage>> {
+    let mut message = RuleMessage::default();
+    message.header.family = address_family(family);
+    let answers = netlink.dump(RouteNetlinkMessage::GetRule(message))?;
+    Ok(answers
+        .into_iter()
+        .filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewRule(rule) if rule.header.family == address_family(family) => Some(rule),
+            _ => None,
+        })
+        .collect())
+}
+
+fn is_ours(rule: &RuleMessage) -> bool {
+    priority(rule) == MARK_RULE && rule.attributes.contains(&RuleAttribute::FwMark(STEERING_MARK))
+}
+
+fn is_local_at(rule: &RuleMessage, at: u32) -> bool {
+    let table = rule.attributes.iter().find_map(|attribute| match attribute {
+        RuleAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
+    let selects = rule.attributes.iter().any(|attribute| {
+        matches!(attribute, RuleAttribute::FwMark(_) | RuleAttribute::Iifname(_) | RuleAttribute::Oifname(_))
+    });
+    priority(rule) == at
+        && rule.header.action == RuleAction::ToTable
+        && table.unwrap_or(rule.header.table.into()) == TABLE_LOCAL
+        && (rule.header.src_len, rule.header.dst_len) == (0, 0)
+        && !selects
+}
+
+/// The kernel leaves the attribute out where it is 0.
+fn priority(rule: &RuleMessage) -> u32 {
+    let found = rule.attributes.iter().find_map(|attribute| match attribute {
+        RuleAttribute::Priority(priority) => Some(*priority),
+        _ => None,
+    });
+    found.unwrap_or(0)
+}
+
+fn mark_rule(family: Family, action: RuleAction) -> RuleMessage {
+    let mut rule = RuleMessage::default();
+    rule.header.family = address_family(family);
+    rule.header.action = action;
+    rule.attributes = vec![
+        RuleAttribute::Priority(MARK_RULE),
+        RuleAttribute::FwMark(STEERING_MARK),
+        RuleAttribute::FwMask(u32::MAX),
+        RuleAttribute::Protocol(RouteProtocol::Static),
+    ];
+    if action == RuleAction::ToTable {
+        rule.attributes.push(RuleAttribute::Table(TABLE));
+    }
+    rule
+}
+
+fn route(family: Family, source: Option<IpAddr>) -> RouteMessage {
+    let mut route = RouteMessage::default();
+    route.header.address_family = address_family(family);
+    route.header.protocol = RouteProtocol::Static;
+    route.header.scope = match family {
+        Family::V4 => RouteScope::Host,
+        Family::V6 => RouteScope::Universe,
+    };
+    route.header.kind = RouteType::Local;
+    route.attributes = vec![RouteAttribute::Table(TABLE), RouteAttribute::Oif(LO)];
+    if let Some(source) = source {
+        route.attributes.push(RouteAttribute::PrefSource(RouteAddress::from(source)));
+    }
+    route.attributes.push(RouteAttribute::Destination(match family {
+        Family::V4 => RouteAddress::Inet(Ipv4Addr::UNSPECIFIED),
+        Family::V6 => RouteAddress::Inet6(Ipv6Addr::UNSPECIFIED),
+    }));
+    route
+}
+
+fn address_family(family: Family) -> AddressFamily {
+    match family {
+        Family::V4 => AddressFamily::Inet,
+        Family::V6 => AddressFamily::Inet6,
+    }
+}
