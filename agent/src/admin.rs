@@ -3,14 +3,25 @@
 //! What is shown comes through [`AdminState`], since other modules own it: this one knows HTTP, and nothing of what it
 //! serves.
 
+mod body;
+mod dump;
+mod routes;
+mod server;
+
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
-use std::io::Write;
+use std::io::{self, Write};
 use std::sync::Arc;
 
 use serde::Serialize;
 
 use crate::telemetry::Telemetry;
 use crate::telemetry::logging::LogHandle;
+
+pub use dump::{ReadSnapshot, mesh_members};
+pub use server::{BindError, Bound, Endpoint, bind};
 
 /// Writes one JSON document, as it is at the moment of the call.
 #[derive(Clone)]
@@ -21,6 +32,11 @@ impl Report {
     /// request; the value is written piece by piece, so prefer one that serialises itself from a snapshot.
     pub fn new<T: Serialize>(read: impl Fn() -> T + Send + Sync + 'static) -> Self {
         Self(Arc::new(move |to| serde_json::to_writer_pretty(to, &read())))
+    }
+
+    /// A report that writes its own JSON, for what is too big to be one value.
+    pub fn writing(write: impl Fn(&mut dyn Write) -> serde_json::Result<()> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(write))
     }
 
     /// Writes the document.
@@ -44,7 +60,7 @@ pub type ReadinessCheck = Arc<dyn Fn() -> Vec<String> + Send + Sync>;
 /// What the endpoints show and do.
 #[derive(Clone)]
 pub struct AdminState {
-    /// The members of `/config_dump`, in this order: workloads, services, policies, certificates, options, findings…
+    /// The members of `/config_dump`, in this order; most come from [`mesh_members`].
     pub config: Vec<(&'static str, Report)>,
     /// `/connections`: the live connections.
     pub connections: Report,
@@ -58,4 +74,15 @@ pub struct AdminState {
     pub log: LogHandle,
     /// `/quitquitquit`: begins the drain.
     pub shutdown: Arc<dyn Fn() + Send + Sync>,
+}
+
+/// Writes `members` as one JSON object.
+fn write_members(members: &[(&'static str, Report)], to: &mut dyn Write) -> io::Result<()> {
+    let mut separator = "{";
+    for (name, report) in members {
+        write!(to, "{separator}\n{name:?}: ")?;
+        report.write(to)?;
+        separator = ",";
+    }
+    to.write_all(if members.is_empty() { b"{}\n" } else { b"\n}\n" })
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use culvert_core::identity::Identity;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
@@ -58,7 +59,9 @@ pub struct CertificateStore(Arc<Inner>);
 
 struct Inner {
     shared: Arc<Shared>,
-    /// A tree of its own for every identity; the number is bounded by the pods of the node.
+    /// Where renewal runs, whichever thread asks for a certificate first.
+    runtime: Handle,
+    /// Bounded by the pods of the node.
     kept: RwLock<HashMap<Arc<Identity>, Kept>>,
 }
 
@@ -93,7 +96,7 @@ impl CertificateHandle {
 }
 
 impl CertificateStore {
-    /// A store that has its certificates signed by `authority`. Needs a tokio runtime.
+    /// A store that has its certificates signed by `authority`. Renews them on the tokio runtime that this is called in.
     pub fn new(authority: Arc<dyn CertificateAuthority>, options: StoreOptions) -> Self {
         let shared = Shared {
             authority,
@@ -101,7 +104,7 @@ impl CertificateStore {
             clock: options.clock,
             domains: Arc::new(ArcSwap::from_pointee(options.trust_domains)),
         };
-        Self(Arc::new(Inner { shared: Arc::new(shared), kept: RwLock::default() }))
+        Self(Arc::new(Inner { shared: Arc::new(shared), runtime: Handle::current(), kept: RwLock::default() }))
     }
 
     /// The certificate of `identity`, waiting for the first attempt to get one. However many callers wait, the
@@ -181,7 +184,8 @@ impl CertificateStore {
             Entry::Occupied(kept) => kept.get().slot.clone(),
             Entry::Vacant(vacant) => {
                 let (sender, slot) = watch::channel(Slot::default());
-                let task = tokio::spawn(renewal::keep(self.0.shared.clone(), identity, sender)).abort_handle();
+                let keep = renewal::keep(self.0.shared.clone(), identity, sender);
+                let task = self.0.runtime.spawn(keep).abort_handle();
                 vacant.insert(Kept { slot: slot.clone(), task });
                 slot
             }

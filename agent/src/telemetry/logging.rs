@@ -67,6 +67,15 @@ pub fn init(format: LogFormat, level: &str) -> Result<LogHandle, LevelError> {
 }
 
 impl LogHandle {
+    /// A handle of a log that nobody sees, at level `info`: for tests.
+    #[cfg(test)]
+    pub(crate) fn detached() -> Self {
+        let (filter, handle) = reload::Layer::new(EnvFilter::new("info"));
+        // The handle works for as long as its layer lives.
+        std::mem::forget(filter);
+        Self(Arc::new(handle))
+    }
+
     /// The levels in force.
     pub fn level(&self) -> String {
         self.0.with_current(ToString::to_string).unwrap_or_else(|_| "off".to_owned())

@@ -31,11 +31,7 @@ pub(super) fn arrivals(snapshot: &Snapshot, caller: &Caller, dialled: SocketAddr
 }
 
 /// The ready endpoints of a service, by the port that its clients dial.
-pub(super) fn endpoints(
-    snapshot: &Snapshot,
-    key: &ServiceKey,
-    port: u16,
-) -> Result<Vec<End>, String> {
+pub(super) fn endpoints(snapshot: &Snapshot, key: &ServiceKey, port: u16) -> Result<Vec<End>, String> {
     let service = snapshot.service(key).ok_or_else(|| format!("service {} is gone", host(key)))?;
     let service_port = service
         .port(port)
