@@ -20,6 +20,7 @@ pub mod object;
 pub mod security;
 pub mod yaml;
 
+pub use gateway_api;
 pub use gateway_api::gateways::Gateway;
 pub use k8s_openapi;
 pub use object::{Kind, Object, ObjectError, ObjectRef, UnknownField};

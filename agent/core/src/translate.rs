@@ -1,7 +1,18 @@
 //! Kubernetes objects into the model, or a typed reason why not; one file per kind.
 
 mod authorization_policy;
+pub(crate) mod endpoint_slice;
+pub(crate) mod facts;
+pub(crate) mod gateway;
+pub(crate) mod intern;
+pub(crate) mod metadata;
+pub(crate) mod namespace;
+pub(crate) mod node;
 mod peer_authentication;
+pub(crate) mod pod;
+pub(crate) mod service;
+pub(crate) mod service_entry;
+pub(crate) mod workload_entry;
 
 use std::fmt;
 
@@ -10,6 +21,8 @@ use serde::Serialize;
 
 pub use authorization_policy::authorization_policy;
 pub use peer_authentication::peer_authentication;
+
+pub(crate) use intern::Interner;
 
 /// Something about an object that its author should know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -32,6 +45,12 @@ pub enum Severity {
     Warning,
     /// It, or a part of it, has no effect.
     Error,
+}
+
+/// Where the findings of one object go.
+pub(crate) struct Findings<'a> {
+    pub(crate) object: ObjectRef,
+    pub(crate) list: &'a mut Vec<Finding>,
 }
 
 impl Finding {

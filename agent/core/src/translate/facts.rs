@@ -1,0 +1,159 @@
+//! What one object says about the mesh, before anything is known of the others. Independent of the mesh options, so
+//! that a change of options needs no object again.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use culvert_api::ObjectRef;
+use ipnet::IpNet;
+use smallvec::SmallVec;
+
+use crate::enrolment::Why;
+use crate::service::{Resolution, ServicePort};
+use crate::waypoint::AllowedRoutes;
+use crate::workload::{Created, Health, Labels, Locality, NamespacedName, WorkloadType};
+
+/// A namespace.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct NamespaceFacts {
+    pub(crate) labels: Arc<Labels>,
+    pub(crate) waypoint: WaypointLabel,
+    pub(crate) bypass_missing_waypoint: bool,
+    pub(crate) traffic_distribution: Option<TrafficDistribution>,
+}
+
+/// What the labels of an object say about its waypoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum WaypointLabel {
+    /// Nothing: the namespace decides.
+    #[default]
+    Unset,
+    /// None.
+    None,
+    /// This Gateway.
+    Gateway(NamespacedName),
+}
+
+/// Which endpoints of a service are near.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TrafficDistribution {
+    Any,
+    PreferSameZone,
+    PreferSameNode,
+}
+
+/// A workload, whatever it was made from.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct WorkloadFacts {
+    pub(crate) source: WorkloadSource,
+    pub(crate) namespace: Arc<str>,
+    pub(crate) name: Arc<str>,
+    pub(crate) created: Created,
+    pub(crate) service_account: Arc<str>,
+    pub(crate) addresses: SmallVec<[IpAddr; 2]>,
+    pub(crate) hostname: Option<Arc<str>>,
+    pub(crate) node: Arc<str>,
+    pub(crate) host_network: bool,
+    pub(crate) terminating: bool,
+    pub(crate) health: Health,
+    pub(crate) labels: Arc<Labels>,
+    pub(crate) workload_name: Arc<str>,
+    pub(crate) workload_type: WorkloadType,
+    pub(crate) canonical_name: Arc<str>,
+    pub(crate) canonical_revision: Arc<str>,
+    /// `None` for the cluster's own.
+    pub(crate) network: Option<Arc<str>>,
+    /// `None` for the node's.
+    pub(crate) locality: Option<Arc<Locality>>,
+    pub(crate) capacity: u32,
+    pub(crate) waypoint: WaypointLabel,
+    /// A pod's container ports, or an entry's ports, by name.
+    pub(crate) named_ports: Arc<[(Arc<str>, u16)]>,
+}
+
+/// What a workload was made from, and what only such an object says.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum WorkloadSource {
+    Pod(PodFacts),
+    /// `hbone`: it says that it speaks HBONE.
+    WorkloadEntry {
+        hbone: bool,
+    },
+    /// An inline endpoint of the ServiceEntry `name`; `suffix` tells it from its siblings.
+    ServiceEntry {
+        suffix: Arc<str>,
+    },
+    /// An address of the EndpointSlice `name` that is no pod's.
+    EndpointSlice {
+        suffix: Arc<str>,
+    },
+}
+
+/// What only a pod says.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct PodFacts {
+    pub(crate) uid: Option<Arc<str>>,
+    pub(crate) netns: Option<Arc<str>>,
+    /// Whether it would be in the mesh in a namespace that is, and in one that is not.
+    pub(crate) enrol: Enrolment,
+}
+
+/// Whether a pod is in the mesh, as far as the pod itself can say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Enrolment {
+    /// As the namespace says.
+    Namespace { bypass_inbound: bool },
+    /// Yes.
+    Always { bypass_inbound: bool },
+    /// No.
+    Never(Why),
+}
+
+/// A service, whatever it was made from; one for each host of a ServiceEntry.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ServiceFacts {
+    pub(crate) object: ObjectRef,
+    /// `None` for a Kubernetes Service, whose host follows from its name.
+    pub(crate) host: Option<Arc<str>>,
+    pub(crate) created: Created,
+    pub(crate) vips: Vec<IpNet>,
+    pub(crate) ports: Vec<ServicePort>,
+    pub(crate) resolution: Resolution,
+    pub(crate) node_local: bool,
+    pub(crate) traffic_distribution: Option<TrafficDistribution>,
+    pub(crate) allow_unhealthy: bool,
+    pub(crate) waypoint: WaypointLabel,
+    /// Whether it fronts a waypoint or gateway itself, to which the namespace's waypoint does not apply.
+    pub(crate) is_gateway: bool,
+    pub(crate) subject_alt_names: Vec<Arc<str>>,
+    /// Never empty.
+    pub(crate) selector: Option<Arc<Labels>>,
+}
+
+/// A ServiceEntry.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct ServiceEntryFacts {
+    pub(crate) services: Vec<Arc<ServiceFacts>>,
+    pub(crate) endpoints: Vec<WorkloadFacts>,
+}
+
+/// An EndpointSlice of a Service.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct SliceFacts {
+    pub(crate) service: Arc<str>,
+    /// Ports by the service port's name.
+    pub(crate) ports: Vec<(Arc<str>, u16)>,
+    /// Pods by name, and whether each is ready.
+    pub(crate) pods: Vec<(Arc<str>, bool)>,
+    /// Addresses that are no pod's.
+    pub(crate) others: Vec<WorkloadFacts>,
+}
+
+/// A Gateway that is a waypoint.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct WaypointFacts {
+    pub(crate) gateway: NamespacedName,
+    pub(crate) serves: crate::waypoint::WaypointFor,
+    pub(crate) port: u16,
+    pub(crate) allowed_routes: AllowedRoutes,
+}

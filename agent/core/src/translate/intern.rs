@@ -1,0 +1,97 @@
+//! One copy of each string and label set: a mesh of 100 000 pods has few different ones.
+
+use std::borrow::Borrow;
+use std::collections::{BTreeMap, HashSet};
+use std::hash::Hash;
+use std::sync::Arc;
+
+use crate::workload::{Labels, Locality};
+
+/// Keeps values that are in use, so that equal ones are shared.
+#[derive(Debug, Default)]
+pub(crate) struct Interner {
+    strings: Pool<str>,
+    labels: Pool<Labels>,
+    localities: Pool<Locality>,
+    ports: Pool<[(Arc<str>, u16)]>,
+}
+
+impl Interner {
+    pub(crate) fn string(&mut self, text: &str) -> Arc<str> {
+        self.strings.share(text, || text.into())
+    }
+
+    pub(crate) fn labels(&mut self, labels: Option<&BTreeMap<String, String>>) -> Arc<Labels> {
+        let labels: Labels =
+            labels.into_iter().flatten().map(|(key, value)| (self.string(key), self.string(value))).collect();
+        match self.labels.known.get(&labels) {
+            Some(known) => known.clone(),
+            None => self.labels.keep(Arc::new(labels)),
+        }
+    }
+
+    pub(crate) fn locality(&mut self, locality: Locality) -> Arc<Locality> {
+        match self.localities.known.get(&locality) {
+            Some(known) => known.clone(),
+            None => self.localities.keep(Arc::new(locality)),
+        }
+    }
+
+    pub(crate) fn ports(&mut self, ports: &[(Arc<str>, u16)]) -> Arc<[(Arc<str>, u16)]> {
+        self.ports.share(ports, || ports.into())
+    }
+}
+
+#[derive(Debug)]
+struct Pool<T: ?Sized> {
+    known: HashSet<Arc<T>>,
+    /// The size at which those no longer in use are let go.
+    sweep_at: usize,
+}
+
+impl<T: ?Sized> Default for Pool<T> {
+    fn default() -> Self {
+        Self { known: HashSet::new(), sweep_at: 1024 }
+    }
+}
+
+impl<T: ?Sized + Hash + Eq> Pool<T>
+where
+    Arc<T>: Borrow<T>,
+{
+    fn share(&mut self, value: &T, make: impl FnOnce() -> Arc<T>) -> Arc<T> {
+        match self.known.get(value) {
+            Some(known) => known.clone(),
+            None => self.keep(make()),
+        }
+    }
+
+    fn keep(&mut self, value: Arc<T>) -> Arc<T> {
+        if self.known.len() >= self.sweep_at {
+            self.known.retain(|known| Arc::strong_count(known) > 1);
+            self.sweep_at = (self.known.len() * 2).max(1024);
+        }
+        self.known.insert(value.clone());
+        value
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_strings_are_one() {
+        let mut interner = Interner::default();
+        assert!(Arc::ptr_eq(&interner.string("a"), &interner.string("a")));
+    }
+
+    #[test]
+    fn strings_out_of_use_are_let_go() {
+        let mut interner = Interner::default();
+        for i in 0..100_000 {
+            interner.string(&i.to_string());
+        }
+        assert!(interner.strings.known.len() <= 1024);
+    }
+}

@@ -1,0 +1,156 @@
+//! Pods.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use culvert_api::k8s_openapi::api::core::v1::{Container, Pod, PodSpec, PodStatus};
+use culvert_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use culvert_api::names::{annotation, label};
+use smallvec::SmallVec;
+
+use super::facts::{Enrolment, PodFacts, WorkloadFacts, WorkloadSource};
+use super::{Findings, Interner, metadata};
+use crate::enrolment::{DATAPLANE_MODE_LABEL, Enrol, eligibility};
+use crate::workload::{Health, Labels, WorkloadType};
+
+/// A pod as a workload; `None` while it has no address, and once it has ended.
+pub(crate) fn translate(pod: &Pod, interner: &mut Interner, findings: &mut Findings<'_>) -> Option<WorkloadFacts> {
+    let (meta, spec, status) = (&pod.metadata, pod.spec.as_ref(), pod.status.as_ref());
+    if matches!(status.and_then(|status| status.phase.as_deref()), Some("Succeeded" | "Failed")) {
+        return None;
+    }
+    let addresses = addresses(status, findings);
+    if addresses.is_empty() {
+        return None;
+    }
+    let (namespace, name) = (findings.object.namespace.clone(), findings.object.name.clone());
+    let labels = interner.labels(meta.labels.as_ref());
+    let (owner, workload_type) = owner(meta, &labels, &name);
+    let workload_name = labels.get(label::WORKLOAD_NAME).cloned().unwrap_or_else(|| interner.string(&owner));
+    let (canonical_name, canonical_revision) = canonical(&labels, &workload_name, interner);
+    let host_network = spec.and_then(|spec| spec.host_network).unwrap_or(false);
+    let terminating = meta.deletion_timestamp.is_some();
+    let text = |value: Option<&String>, interner: &mut Interner| {
+        interner.string(value.map(String::as_str).filter(|text| !text.is_empty()).unwrap_or("default"))
+    };
+    Some(WorkloadFacts {
+        source: WorkloadSource::Pod(PodFacts {
+            uid: meta.uid.as_deref().map(Arc::from),
+            netns: metadata::annotation(meta, annotation::NETNS).map(Arc::from),
+            enrol: enrolment(meta, host_network),
+        }),
+        created: metadata::created(meta),
+        service_account: text(spec.and_then(|spec| spec.service_account_name.as_ref()), interner),
+        addresses,
+        hostname: None,
+        node: interner.string(spec.and_then(|spec| spec.node_name.as_deref()).unwrap_or_default()),
+        host_network,
+        terminating,
+        health: if terminating || !is_ready(status) { Health::Unhealthy } else { Health::Healthy },
+        workload_name,
+        workload_type,
+        canonical_name,
+        canonical_revision,
+        network: labels.get(label::NETWORK).cloned(),
+        locality: None,
+        capacity: 1,
+        waypoint: metadata::waypoint(meta, &namespace, interner, findings),
+        named_ports: named_ports(spec, interner),
+        labels,
+        namespace,
+        name,
+    })
+}
+
+fn addresses(status: Option<&PodStatus>, findings: &mut Findings<'_>) -> SmallVec<[IpAddr; 2]> {
+    let mut addresses: SmallVec<[IpAddr; 2]> = SmallVec::new();
+    let Some(status) = status else { return addresses };
+    let mut add = |field: String, text: &str| match text.parse::<IpAddr>() {
+        Ok(ip) if addresses.contains(&ip.to_canonical()) => {}
+        Ok(ip) => addresses.push(ip.to_canonical()),
+        Err(_) => findings.error(field, format!("{text:?} is not an IP address: ignored")),
+    };
+    let listed = status.pod_ips.as_deref().unwrap_or_default();
+    for (at, ip) in listed.iter().enumerate() {
+        add(format!("status.podIPs[{at}].ip"), &ip.ip);
+    }
+    if listed.is_empty()
+        && let Some(ip) = status.pod_ip.as_deref().filter(|ip| !ip.is_empty())
+    {
+        add("status.podIP".to_owned(), ip);
+    }
+    addresses
+}
+
+/// A pod of a file may leave its conditions out; the kubelet never does for a pod that has an address.
+fn is_ready(status: Option<&PodStatus>) -> bool {
+    let Some(status) = status else { return true };
+    let ready = status.conditions.iter().flatten().find(|condition| condition.type_ == "Ready");
+    match ready {
+        Some(condition) => condition.status == "True",
+        None => matches!(status.phase.as_deref(), None | Some("" | "Running")),
+    }
+}
+
+/// What the pod says about its enrolment, tried in a namespace that is not in the mesh and in one that is.
+fn enrolment(meta: &ObjectMeta, host_network: bool) -> Enrolment {
+    let namespace = BTreeMap::from([(DATAPLANE_MODE_LABEL, "ambient")]);
+    let alone = eligibility(&BTreeMap::<&str, &str>::new(), &meta.labels, &meta.annotations, host_network);
+    let within = eligibility(&namespace, &meta.labels, &meta.annotations, host_network);
+    match (alone, within) {
+        (Ok(Enrol { bypass_inbound }), _) => Enrolment::Always { bypass_inbound },
+        (Err(_), Ok(Enrol { bypass_inbound })) => Enrolment::Namespace { bypass_inbound },
+        (Err(_), Err(why)) => Enrolment::Never(why),
+    }
+}
+
+/// The name and kind by which a pod's traffic is labelled (Istio `pkg/kube/controllers` workload metadata).
+fn owner(meta: &ObjectMeta, labels: &Labels, pod: &str) -> (String, WorkloadType) {
+    let controller = meta.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
+    let Some(owner) = controller else { return (pod.to_owned(), WorkloadType::Pod) };
+    match owner.kind.as_str() {
+        "ReplicaSet" => {
+            let hash = labels.get("pod-template-hash").map(|hash| format!("-{hash}"));
+            match hash.and_then(|hash| owner.name.strip_suffix(hash.as_str()).map(str::to_owned)) {
+                Some(deployment) => (deployment, WorkloadType::Deployment),
+                None => (owner.name.clone(), WorkloadType::Pod),
+            }
+        }
+        "Job" => match owner.name.rsplit_once('-') {
+            // A CronJob names its Jobs after the minute of their schedule.
+            Some((cron_job, minute))
+                if (8..=10).contains(&minute.len()) && minute.bytes().all(|b| b.is_ascii_digit()) =>
+            {
+                (cron_job.to_owned(), WorkloadType::CronJob)
+            }
+            _ => (owner.name.clone(), WorkloadType::Job),
+        },
+        "Deployment" => (owner.name.clone(), WorkloadType::Deployment),
+        "CronJob" => (owner.name.clone(), WorkloadType::CronJob),
+        _ => (owner.name.clone(), WorkloadType::Pod),
+    }
+}
+
+/// `source_canonical_service` and `source_canonical_revision`.
+pub(crate) fn canonical(labels: &Labels, workload_name: &Arc<str>, interner: &mut Interner) -> (Arc<str>, Arc<str>) {
+    let first = |keys: [&str; 3]| keys.iter().find_map(|key| labels.get(*key)).filter(|value| !value.is_empty());
+    let name = first([label::CANONICAL_NAME, "app.kubernetes.io/name", "app"]).unwrap_or(workload_name).clone();
+    let revision = first([label::CANONICAL_REVISION, "app.kubernetes.io/version", "version"]).cloned();
+    (name, revision.unwrap_or_else(|| interner.string("latest")))
+}
+
+fn named_ports(spec: Option<&PodSpec>, interner: &mut Interner) -> Arc<[(Arc<str>, u16)]> {
+    let containers = spec.map(|spec| spec.containers.as_slice()).unwrap_or_default();
+    let sidecars = spec.and_then(|spec| spec.init_containers.as_deref()).unwrap_or_default();
+    let is_sidecar = |container: &&Container| container.restart_policy.as_deref() == Some("Always");
+    let mut ports: SmallVec<[(Arc<str>, u16); 4]> = SmallVec::new();
+    for port in containers.iter().chain(sidecars.iter().filter(is_sidecar)).flat_map(|c| c.ports.iter().flatten()) {
+        let (Some(name), Ok(number)) = (port.name.as_deref(), u16::try_from(port.container_port)) else { continue };
+        let is_tcp = matches!(port.protocol.as_deref(), None | Some("" | "TCP"));
+        if is_tcp && number != 0 && !ports.iter().any(|(known, _)| **known == *name) {
+            ports.push((interner.string(name), number));
+        }
+    }
+    interner.ports(&ports)
+}
