@@ -5,16 +5,35 @@
 //! cheap to take, sharing its structure with the snapshots before and after it. The same objects give the same
 //! snapshot, in whatever order they came.
 
+mod namespaces;
+mod scoped;
+mod selectors;
+mod services;
 mod snapshot;
+#[cfg(test)]
+mod tests;
 mod vips;
+mod workloads;
 
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
-use culvert_api::{Object, ObjectRef};
+use culvert_api::k8s_openapi::api::core::v1::ConfigMap;
+use culvert_api::security::{AuthorizationPolicy, PeerAuthentication};
+use culvert_api::{Kind, Object, ObjectRef};
 
 pub use snapshot::{Endpoint, PodEnrolment, Snapshot};
 
-use crate::translate::Finding;
+use self::namespaces::{NamespaceState, Namespaces};
+use self::services::ServiceStore;
+use self::workloads::{WorkloadIndexes, WorkloadState, workload_entry_uid};
+use crate::options::{self, MeshOptions};
+use crate::service::ServiceKey;
+use crate::translate::facts::{ServiceEntryFacts, WaypointFacts, WorkloadSource};
+use crate::translate::{self, Finding, Findings, Interner};
+use crate::waypoint::Waypoint;
+use crate::workload::{Locality, NamespacedName, WorkloadUid};
 
 /// A change to one object.
 #[derive(Clone, Debug)]
@@ -30,6 +49,30 @@ pub enum Change {
 pub struct Mesh {
     current: Snapshot,
     published: OnceLock<Arc<Snapshot>>,
+    interner: Interner,
+    namespaces: Namespaces,
+    nodes: HashMap<Arc<str>, Arc<Locality>>,
+    workloads: HashMap<WorkloadUid, WorkloadState>,
+    indexes: WorkloadIndexes,
+    services: ServiceStore,
+    gateways: HashMap<NamespacedName, WaypointFacts>,
+    /// As they came: what they mean depends on the options.
+    policies: HashMap<NamespacedName, Box<AuthorizationPolicy>>,
+    peer_authentications: HashMap<NamespacedName, Box<PeerAuthentication>>,
+    /// The ConfigMaps that hold options, by name.
+    config_maps: BTreeMap<Arc<str>, ConfigMap>,
+    dirty: Dirty,
+}
+
+/// What has to be worked out again.
+#[derive(Debug, Default)]
+struct Dirty {
+    /// And whether what the workload's own object says has changed.
+    workloads: HashMap<WorkloadUid, bool>,
+    addresses: HashSet<IpAddr>,
+    services: HashSet<ServiceKey>,
+    members: HashSet<(ServiceKey, WorkloadUid)>,
+    options: bool,
 }
 
 impl Mesh {
@@ -38,15 +81,278 @@ impl Mesh {
         Self::default()
     }
 
-    /// Takes in `changes` as one step, and says what was found in the changed objects.
+    /// Takes in `changes` as one step, and says what was found in the objects that came.
     pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) -> Vec<Finding> {
-        let _ = changes.into_iter().count();
+        let mut found = Vec::new();
+        for change in changes {
+            match change {
+                Change::Upsert(object) => self.upsert(object, &mut found),
+                Change::Remove(object) => self.remove(object),
+            }
+        }
+        if std::mem::take(&mut self.dirty.options) {
+            self.read_options(&mut found);
+        }
+        self.settle();
+        self.current.version += 1;
         self.published = OnceLock::new();
-        Vec::new()
+        found
     }
 
     /// The mesh as it is now.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.published.get_or_init(|| Arc::new(self.current.clone())).clone()
     }
+
+    fn upsert(&mut self, object: Object, found: &mut Vec<Finding>) {
+        let reference = translate::metadata::reference(object.kind(), object.metadata(), &mut self.interner);
+        let mut list = Vec::new();
+        let mut findings = Findings { object: reference.clone(), list: &mut list };
+        let interner = &mut self.interner;
+        match object {
+            Object::Namespace(namespace) => {
+                let facts = translate::namespace::translate(&namespace, interner, &mut findings);
+                self.set_namespace(reference.name.clone(), Some(facts));
+            }
+            Object::Node(node) => {
+                let locality = translate::node::translate(&node, interner);
+                self.set_node(reference.name.clone(), Some(locality));
+            }
+            Object::Pod(pod) => {
+                let facts = translate::pod::translate(&pod, interner, &mut findings);
+                let uid = WorkloadUid::pod(&self.current.options.cluster, &reference.namespace, &reference.name);
+                self.set_workload(uid, facts);
+            }
+            Object::WorkloadEntry(entry) => {
+                let facts = translate::workload_entry::translate(&entry, interner, &mut findings);
+                let cluster = &self.current.options.cluster;
+                self.set_workload(workload_entry_uid(cluster, &reference.namespace, &reference.name), facts);
+            }
+            Object::Service(service) => {
+                let facts = translate::service::translate(&service, interner, &mut findings);
+                let facts =
+                    ServiceEntryFacts { services: facts.into_iter().map(Arc::new).collect(), endpoints: Vec::new() };
+                self.set_services(reference.clone(), Some(facts));
+            }
+            Object::ServiceEntry(entry) => {
+                let facts = translate::service_entry::translate(&entry, interner, &mut findings);
+                self.set_services(reference.clone(), Some(facts));
+            }
+            Object::EndpointSlice(slice) => {
+                let facts = translate::endpoint_slice::translate(&slice, interner, &mut findings);
+                self.set_slice(reference.clone(), facts);
+            }
+            Object::Gateway(gateway) => {
+                let facts = translate::gateway::translate(&gateway, interner, &mut findings);
+                self.set_gateway(name_of(&reference), facts);
+            }
+            Object::AuthorizationPolicy(policy) => self.set_policy(name_of(&reference), Some(policy), &mut list),
+            Object::PeerAuthentication(object) => {
+                self.set_peer_authentication(name_of(&reference), Some(object), &mut list);
+            }
+            Object::ConfigMap(config_map) => {
+                if options::is_config_map(&reference) {
+                    self.config_maps.insert(reference.name.clone(), *config_map);
+                    self.dirty.options = true;
+                }
+            }
+        }
+        found.extend(list.iter().cloned());
+        self.set_findings(reference, list);
+    }
+
+    fn remove(&mut self, object: ObjectRef) {
+        let cluster = self.current.options.cluster.clone();
+        match object.kind {
+            Kind::Namespace => self.set_namespace(object.name.clone(), None),
+            Kind::Node => self.set_node(object.name.clone(), None),
+            Kind::Pod => self.set_workload(WorkloadUid::pod(&cluster, &object.namespace, &object.name), None),
+            Kind::WorkloadEntry => {
+                self.set_workload(workload_entry_uid(&cluster, &object.namespace, &object.name), None);
+            }
+            Kind::Service | Kind::ServiceEntry => self.set_services(object.clone(), None),
+            Kind::EndpointSlice => self.set_slice(object.clone(), None),
+            Kind::Gateway => self.set_gateway(name_of(&object), None),
+            Kind::AuthorizationPolicy => self.set_policy(name_of(&object), None, &mut Vec::new()),
+            Kind::PeerAuthentication => self.set_peer_authentication(name_of(&object), None, &mut Vec::new()),
+            Kind::ConfigMap => {
+                if options::is_config_map(&object) {
+                    self.config_maps.remove(&object.name);
+                    self.dirty.options = true;
+                }
+            }
+        }
+        self.set_findings(object, Vec::new());
+    }
+
+    /// Works out everything that depends on what has changed.
+    fn settle(&mut self) {
+        let workloads = std::mem::take(&mut self.dirty.workloads);
+        for (uid, facts_changed) in &workloads {
+            self.rebuild_workload(uid, *facts_changed);
+        }
+        for ip in std::mem::take(&mut self.dirty.addresses) {
+            self.settle_address(ip);
+        }
+        let services = std::mem::take(&mut self.dirty.services);
+        for key in &services {
+            self.rebuild_service(key);
+        }
+        for (key, uid) in std::mem::take(&mut self.dirty.members) {
+            if !services.contains(&key) {
+                self.rebuild_member(&key, &uid);
+            }
+        }
+        for uid in workloads.keys() {
+            if self.workloads.get(uid).is_some_and(|state| state.facts.is_none()) {
+                self.workloads.remove(uid);
+            }
+        }
+    }
+
+    fn namespace(&mut self, name: &Arc<str>) -> &mut NamespaceState {
+        self.namespaces.entry(name)
+    }
+
+    fn set_node(&mut self, name: Arc<str>, locality: Option<Arc<Locality>>) {
+        let old = match locality.clone() {
+            Some(locality) => self.nodes.insert(name.clone(), locality),
+            None => self.nodes.remove(&name),
+        };
+        if old != locality {
+            self.touch_node(&name);
+        }
+    }
+
+    fn set_gateway(&mut self, name: NamespacedName, facts: Option<WaypointFacts>) {
+        match facts {
+            Some(facts) => {
+                self.current.waypoints.insert(name.clone(), Arc::new(self.waypoint(&facts)));
+                self.gateways.insert(name, facts);
+            }
+            None => {
+                self.current.waypoints.remove(&name);
+                self.gateways.remove(&name);
+            }
+        }
+    }
+
+    fn waypoint(&self, facts: &WaypointFacts) -> Waypoint {
+        let NamespacedName { namespace, name } = &facts.gateway;
+        Waypoint {
+            gateway: facts.gateway.clone(),
+            serves: facts.serves,
+            service: format!("{name}.{namespace}.svc.{}", self.current.options.cluster_domain).into(),
+            port: facts.port,
+            allowed_routes: facts.allowed_routes.clone(),
+        }
+    }
+
+    fn set_policy(
+        &mut self,
+        name: NamespacedName,
+        object: Option<Box<AuthorizationPolicy>>,
+        findings: &mut Vec<Finding>,
+    ) {
+        let root = &self.current.options.root_namespace;
+        let policy = object.as_deref().and_then(|object| translate::authorization_policy(object, root, findings));
+        self.current.policies.set(&name, policy);
+        match object {
+            Some(object) => self.policies.insert(name, object),
+            None => self.policies.remove(&name),
+        };
+    }
+
+    fn set_peer_authentication(
+        &mut self,
+        name: NamespacedName,
+        object: Option<Box<PeerAuthentication>>,
+        findings: &mut Vec<Finding>,
+    ) {
+        let root = &self.current.options.root_namespace;
+        let policy = object.as_deref().and_then(|object| translate::peer_authentication(object, root, findings));
+        self.current.peer_authentications.set(&name, policy);
+        match object {
+            Some(object) => self.peer_authentications.insert(name, object),
+            None => self.peer_authentications.remove(&name),
+        };
+    }
+
+    fn set_findings(&mut self, object: ObjectRef, findings: Vec<Finding>) {
+        if findings.is_empty() {
+            self.current.findings.remove(&object);
+        } else {
+            self.current.findings.insert(object, findings.into());
+        }
+    }
+
+    /// Reads the options from the ConfigMap `culvert`, or else from Istio's own.
+    fn read_options(&mut self, found: &mut Vec<Finding>) {
+        for (reference, _) in options::CONFIG_MAPS.map(|name| (options::config_map(name), ())) {
+            self.current.findings.remove(&reference);
+        }
+        let mut list = Vec::new();
+        let texts = options::CONFIG_MAPS.iter().find_map(|name| {
+            let text = self.config_maps.get(*name)?.data.as_ref()?.get(options::KEY)?;
+            Some((options::config_map(name), text))
+        });
+        let options = match texts {
+            Some((reference, text)) => {
+                let options = options::parse(text, &reference, &mut list);
+                found.extend(list.iter().cloned());
+                self.set_findings(reference, list);
+                // Options that cannot be read at all must not open what was closed: the last good ones stay.
+                options.unwrap_or_else(|| (*self.current.options).clone())
+            }
+            None => MeshOptions::default(),
+        };
+        if options != *self.current.options {
+            self.start_over(options);
+        }
+    }
+
+    /// Works everything out again, under other options: names, identities and policies may all depend on them.
+    fn start_over(&mut self, options: MeshOptions) {
+        let old = std::mem::take(self);
+        self.current.version = old.current.version;
+        self.current.options = Arc::new(options);
+        self.current.findings = old.current.findings;
+        self.interner = old.interner;
+        self.nodes = old.nodes;
+        self.config_maps = old.config_maps;
+        for (name, facts) in old.namespaces.into_facts() {
+            self.set_namespace(name, Some(facts));
+        }
+        for facts in old.workloads.into_values().filter_map(|state| state.facts) {
+            if matches!(facts.source, WorkloadSource::Pod(_) | WorkloadSource::WorkloadEntry { .. }) {
+                self.set_workload(facts.uid(&self.current.options.cluster), Some(*facts));
+            }
+        }
+        let ServiceStore { objects, slice_objects, .. } = old.services;
+        for (object, state) in objects {
+            self.set_services(object, Some(state.facts));
+        }
+        for (object, (_, facts)) in slice_objects {
+            self.set_slice(object, Some((*facts).clone()));
+        }
+        for (name, facts) in old.gateways {
+            self.set_gateway(name, Some(facts));
+        }
+        for (name, object) in old.policies {
+            let mut findings = Vec::new();
+            let reference = ObjectRef::new(Kind::AuthorizationPolicy, name.namespace.clone(), name.name.clone());
+            self.set_policy(name, Some(object), &mut findings);
+            self.set_findings(reference, findings);
+        }
+        for (name, object) in old.peer_authentications {
+            let mut findings = Vec::new();
+            let reference = ObjectRef::new(Kind::PeerAuthentication, name.namespace.clone(), name.name.clone());
+            self.set_peer_authentication(name, Some(object), &mut findings);
+            self.set_findings(reference, findings);
+        }
+    }
+}
+
+fn name_of(object: &ObjectRef) -> NamespacedName {
+    NamespacedName { namespace: object.namespace.clone(), name: object.name.clone() }
 }

@@ -6,6 +6,7 @@ mod parse;
 use std::sync::Arc;
 use std::time::Duration;
 
+use culvert_api::{Kind, ObjectRef};
 use serde::Serialize;
 
 pub use parse::parse;
@@ -15,6 +16,24 @@ use crate::policy::UnsupportedDeny;
 
 /// The namespace whose policies apply to the whole mesh, until options say otherwise.
 pub const DEFAULT_ROOT_NAMESPACE: &str = "istio-system";
+
+/// The key of the ConfigMaps under which the options are.
+pub const KEY: &str = "mesh";
+/// The ConfigMaps that are read, the first that is there and has the key: ours, or else Istio's own. They are in
+/// [`DEFAULT_ROOT_NAMESPACE`], whatever root namespace they then name.
+pub const CONFIG_MAPS: [&str; 2] = ["culvert", "istio"];
+
+/// The ConfigMap of options of this name.
+pub fn config_map(name: &str) -> ObjectRef {
+    ObjectRef::new(Kind::ConfigMap, DEFAULT_ROOT_NAMESPACE, name)
+}
+
+/// Whether `object` is a ConfigMap of options.
+pub fn is_config_map(object: &ObjectRef) -> bool {
+    object.kind == Kind::ConfigMap
+        && &*object.namespace == DEFAULT_ROOT_NAMESPACE
+        && CONFIG_MAPS.contains(&&*object.name)
+}
 
 /// The mesh-wide options.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -8,13 +8,15 @@ use imbl::{HashMap, OrdMap};
 use serde::Serialize;
 use smallvec::SmallVec;
 
+use super::scoped::PolicyIndex;
+use super::selectors::selects;
 use super::vips::{Claims, VipIndex};
 use crate::options::MeshOptions;
-use crate::policy::{AuthorizationPolicy, EffectivePeerAuthentication};
+use crate::policy::{AuthorizationPolicy, EffectivePeerAuthentication, PeerAuthentication};
 use crate::service::{Service, ServiceKey, ServicePort};
 use crate::translate::Finding;
-use crate::waypoint::Waypoint;
-use crate::workload::{NamespacedName, Workload, WorkloadUid};
+use crate::waypoint::{AllowedRoutes, Waypoint};
+use crate::workload::{Labels, NamespacedName, Workload, WorkloadUid};
 
 /// The mesh at one moment.
 #[derive(Clone, Debug, Default)]
@@ -26,6 +28,9 @@ pub struct Snapshot {
     pub(super) services: HashMap<ServiceKey, ServiceState>,
     pub(super) hostnames: HashMap<Arc<str>, Claims>,
     pub(super) vips: VipIndex,
+    pub(super) namespaces: HashMap<Arc<str>, Arc<Labels>>,
+    pub(super) policies: PolicyIndex<AuthorizationPolicy>,
+    pub(super) peer_authentications: PolicyIndex<PeerAuthentication>,
     pub(super) waypoints: HashMap<NamespacedName, Arc<Waypoint>>,
     pub(super) nodes: HashMap<Arc<str>, OrdMap<Arc<str>, Arc<PodEnrolment>>>,
     pub(super) findings: OrdMap<ObjectRef, Arc<[Finding]>>,
@@ -106,8 +111,8 @@ impl Snapshot {
     }
 
     /// Every AuthorizationPolicy that is enforced by nodes, in no particular order.
-    pub fn authorization_policies(&self) -> impl Iterator<Item = &Arc<AuthorizationPolicy>> {
-        std::iter::empty()
+    pub fn authorization_policies(&self) -> impl ExactSizeIterator<Item = &Arc<AuthorizationPolicy>> {
+        self.policies.all()
     }
 
     /// Every waypoint, in no particular order.
@@ -139,18 +144,35 @@ impl Snapshot {
     }
 
     /// The AuthorizationPolicies that apply to `workload`: the mesh's, its namespace's, and those that select it.
-    pub fn policies_for(&self, _workload: &Workload) -> SmallVec<[Arc<AuthorizationPolicy>; 4]> {
-        SmallVec::new()
+    ///
+    /// Sorted by name and namespace, so that an explanation names the same one every time.
+    pub fn policies_for(&self, workload: &Workload) -> SmallVec<[Arc<AuthorizationPolicy>; 4]> {
+        let mut policies: SmallVec<[Arc<AuthorizationPolicy>; 4]> = self.policies.of(workload).cloned().collect();
+        policies.sort_unstable_by(|a, b| (&a.name.name, &a.name.namespace).cmp(&(&b.name.name, &b.name.namespace)));
+        policies
     }
 
     /// Whether `workload` accepts plaintext, and which PeerAuthentication says so.
-    pub fn peer_authentication_for(&self, _workload: &Workload) -> EffectivePeerAuthentication {
-        EffectivePeerAuthentication::default()
+    pub fn peer_authentication_for(&self, workload: &Workload) -> EffectivePeerAuthentication {
+        let objects = self.peer_authentications.of(workload).map(|object| &**object);
+        EffectivePeerAuthentication::resolve(objects, workload)
     }
 
     /// The waypoint of this name.
     pub fn waypoint(&self, gateway: &NamespacedName) -> Option<&Arc<Waypoint>> {
         self.waypoints.get(gateway)
+    }
+
+    /// Whether `waypoint` may be bound by objects of `namespace`.
+    pub fn may_bind(&self, waypoint: &Waypoint, namespace: &str) -> bool {
+        match &waypoint.allowed_routes {
+            _ if &*waypoint.gateway.namespace == namespace => true,
+            AllowedRoutes::Same => false,
+            AllowedRoutes::All => true,
+            AllowedRoutes::Selector(selector) => {
+                self.namespaces.get(namespace).is_some_and(|labels| selects(selector, labels))
+            }
+        }
     }
 
     /// The pods of a node that belong to the mesh, in the order of their UIDs.

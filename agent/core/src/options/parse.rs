@@ -1,9 +1,11 @@
-//! To come.
+//! Reading the options.
+
+use culvert_api::ObjectRef;
 
 use super::MeshOptions;
 use crate::translate::Finding;
 
 /// To come.
-pub fn parse(_text: &str) -> (MeshOptions, Vec<Finding>) {
-    (MeshOptions::default(), Vec::new())
+pub fn parse(_text: &str, _object: &ObjectRef, _findings: &mut Vec<Finding>) -> Option<MeshOptions> {
+    Some(MeshOptions::default())
 }

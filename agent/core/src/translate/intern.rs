@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::hash::Hash;
 use std::sync::Arc;
 
+use crate::identity::Identity;
 use crate::workload::{Labels, Locality};
 
 /// Keeps values that are in use, so that equal ones are shared.
@@ -14,6 +15,8 @@ pub(crate) struct Interner {
     labels: Pool<Labels>,
     localities: Pool<Locality>,
     ports: Pool<[(Arc<str>, u16)]>,
+    port_maps: Pool<[(u16, u16)]>,
+    identities: Pool<Identity>,
 }
 
 impl Interner {
@@ -39,6 +42,17 @@ impl Interner {
 
     pub(crate) fn ports(&mut self, ports: &[(Arc<str>, u16)]) -> Arc<[(Arc<str>, u16)]> {
         self.ports.share(ports, || ports.into())
+    }
+
+    pub(crate) fn port_map(&mut self, ports: &[(u16, u16)]) -> Arc<[(u16, u16)]> {
+        self.port_maps.share(ports, || ports.into())
+    }
+
+    pub(crate) fn identity(&mut self, identity: Identity) -> Arc<Identity> {
+        match self.identities.known.get(&identity) {
+            Some(known) => known.clone(),
+            None => self.identities.keep(Arc::new(identity)),
+        }
     }
 }
 

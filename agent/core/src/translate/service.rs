@@ -116,16 +116,22 @@ fn to_port(port: &ApiPort, interner: &mut Interner) -> Result<ServicePort, (&'st
         },
     };
     let name = interner.string(port.name.as_deref().unwrap_or_default());
-    Ok(ServicePort { port: listen, app_protocol: app_protocol(port.app_protocol.as_deref(), &name, interner), name, target })
+    Ok(ServicePort {
+        port: listen,
+        app_protocol: app_protocol(port.app_protocol.as_deref(), &name, interner),
+        name,
+        target,
+    })
 }
 
 /// The application protocol: as declared, or else by the prefix of the port's name (`http-web`).
 fn app_protocol(declared: Option<&str>, name: &str, interner: &mut Interner) -> Option<Arc<str>> {
     const PREFIXES: [&str; 9] = ["http", "https", "http2", "grpc", "grpc-web", "mongo", "mysql", "redis", "tls"];
     let by_name = || {
-        let mut prefixes = PREFIXES.iter().chain(&["tcp"]).filter(|prefix| {
-            name.strip_prefix(**prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
-        });
+        let mut prefixes = PREFIXES
+            .iter()
+            .chain(&["tcp"])
+            .filter(|prefix| name.strip_prefix(**prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('-')));
         // `grpc-web` before `grpc`: the longest.
         let mut best = *prefixes.next()?;
         for prefix in prefixes {

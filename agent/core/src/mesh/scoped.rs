@@ -1,0 +1,140 @@
+//! Policies by what they apply to.
+
+use std::sync::Arc;
+
+use imbl::HashMap;
+
+use super::selectors::SelectorIndex;
+use crate::policy::{AuthorizationPolicy, PeerAuthentication, PeerAuthenticationScope, Scope};
+use crate::workload::{Labels, NamespacedName, Workload};
+
+/// What a policy applies to.
+#[derive(Clone, Debug)]
+pub(super) enum Target {
+    Mesh,
+    Namespace,
+    Selector(Arc<Labels>),
+    MeshSelector(Arc<Labels>),
+}
+
+/// A policy that says what it applies to.
+pub(super) trait Targets: PartialEq {
+    fn name(&self) -> &NamespacedName;
+    fn target(&self) -> Target;
+}
+
+impl Targets for AuthorizationPolicy {
+    fn name(&self) -> &NamespacedName {
+        &self.name
+    }
+
+    fn target(&self) -> Target {
+        match &self.scope {
+            Scope::Mesh => Target::Mesh,
+            Scope::Namespace => Target::Namespace,
+            Scope::Selector(labels) => Target::Selector(Arc::new(labels.clone())),
+            Scope::MeshSelector(labels) => Target::MeshSelector(Arc::new(labels.clone())),
+        }
+    }
+}
+
+impl Targets for PeerAuthentication {
+    fn name(&self) -> &NamespacedName {
+        &self.name
+    }
+
+    fn target(&self) -> Target {
+        match &self.scope {
+            PeerAuthenticationScope::Mesh => Target::Mesh,
+            PeerAuthenticationScope::Namespace => Target::Namespace,
+            PeerAuthenticationScope::Selector(labels) => Target::Selector(Arc::new(labels.clone())),
+        }
+    }
+}
+
+/// Policies by what they apply to: finding a workload's costs one lookup for each of its labels.
+#[derive(Clone, Debug)]
+pub(super) struct PolicyIndex<T> {
+    all: HashMap<NamespacedName, Arc<T>>,
+    mesh: Arc<Vec<Arc<T>>>,
+    namespaces: HashMap<Arc<str>, Arc<Vec<Arc<T>>>>,
+    mesh_selected: SelectorIndex<Arc<T>>,
+    selected: HashMap<Arc<str>, SelectorIndex<Arc<T>>>,
+}
+
+impl<T> Default for PolicyIndex<T> {
+    fn default() -> Self {
+        Self {
+            all: HashMap::new(),
+            mesh: Arc::default(),
+            namespaces: HashMap::new(),
+            mesh_selected: SelectorIndex::default(),
+            selected: HashMap::new(),
+        }
+    }
+}
+
+impl<T: Targets> PolicyIndex<T> {
+    /// Every policy, in no particular order.
+    pub(super) fn all(&self) -> impl ExactSizeIterator<Item = &Arc<T>> {
+        self.all.values()
+    }
+
+    /// Puts `policy` in the place of the one of this name; `None` removes it.
+    pub(super) fn set(&mut self, name: &NamespacedName, policy: Option<T>) {
+        let old = self.all.get(name).cloned();
+        if old.as_deref() == policy.as_ref() {
+            return;
+        }
+        if let Some(old) = old {
+            self.all.remove(name);
+            self.unlink(&old);
+        }
+        if let Some(policy) = policy.map(Arc::new) {
+            self.all.insert(name.clone(), policy.clone());
+            self.link(policy);
+        }
+    }
+
+    fn link(&mut self, policy: Arc<T>) {
+        let namespace = policy.name().namespace.clone();
+        match policy.target() {
+            Target::Mesh => Arc::make_mut(&mut self.mesh).push(policy),
+            Target::Namespace => Arc::make_mut(self.namespaces.entry(namespace).or_default()).push(policy),
+            Target::Selector(labels) => self.selected.entry(namespace).or_default().insert(&labels, policy),
+            Target::MeshSelector(labels) => self.mesh_selected.insert(&labels, policy),
+        }
+    }
+
+    fn unlink(&mut self, policy: &Arc<T>) {
+        let namespace = &policy.name().namespace;
+        match policy.target() {
+            Target::Mesh => Arc::make_mut(&mut self.mesh).retain(|known| known != policy),
+            Target::Namespace => {
+                if let Some(policies) = self.namespaces.get_mut(namespace) {
+                    Arc::make_mut(policies).retain(|known| known != policy);
+                    if policies.is_empty() {
+                        self.namespaces.remove(namespace);
+                    }
+                }
+            }
+            Target::Selector(labels) => {
+                if let Some(index) = self.selected.get_mut(namespace) {
+                    index.remove(&labels, policy);
+                    if index.is_empty() {
+                        self.selected.remove(namespace);
+                    }
+                }
+            }
+            Target::MeshSelector(labels) => self.mesh_selected.remove(&labels, policy),
+        }
+    }
+
+    /// The policies that apply to `workload`, in no particular order.
+    pub(super) fn of<'a>(&'a self, workload: &'a Workload) -> impl Iterator<Item = &'a Arc<T>> {
+        let namespace = self.namespaces.get(&workload.namespace).into_iter().flat_map(|policies| policies.iter());
+        let selected = self.selected.get(&workload.namespace).into_iter();
+        let selected = selected.chain([&self.mesh_selected]).flat_map(|index| index.matching(&workload.labels));
+        self.mesh.iter().chain(namespace).chain(selected)
+    }
+}
