@@ -1,1 +1,278 @@
-//! To come.
+//! The objects of a YAML file, and each mistake in it with its place and the cure.
+//!
+//! A file may hold several documents, and a document a List. What is wrong with one document does not touch the
+//! others. The parser is bounded: size, depth, nodes and aliases all have limits.
+
+mod node;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashSet;
+use std::fmt;
+
+use serde::Serialize;
+use serde_json::Value;
+use serde_yaml::options::DuplicateKeyPolicy;
+use serde_yaml::{DefaultMessageFormatter, MessageFormatter, Spanned};
+
+use self::node::Node;
+use crate::object::{Object, ObjectError, ObjectRef};
+
+/// The most bytes of a file: Kubernetes takes no object over 1.5 MiB, so this is several.
+pub const MAX_BYTES: usize = 8 << 20;
+/// The most values in one document.
+const MAX_NODES: usize = 500_000;
+/// The most levels of one document.
+const MAX_DEPTH: usize = 32;
+/// The most values that aliases of one document stand for.
+const MAX_ALIASED: usize = 20_000;
+/// The most mistakes reported of one file.
+const MAX_MISTAKES: usize = 100;
+
+/// A place in a file, counted from 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Place {
+    /// The line.
+    pub line: u64,
+    /// The column, in characters.
+    pub column: u64,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.line, self.column)
+    }
+}
+
+/// Something wrong in a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Mistake {
+    /// Where.
+    pub place: Place,
+    /// How bad it is.
+    pub gravity: Gravity,
+    /// What is wrong, and the cure; one line.
+    pub message: String,
+}
+
+/// How bad a mistake is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Gravity {
+    /// A field that nothing reads. The object is taken.
+    UnknownField,
+    /// An object that Culvert does not read, or that is there twice. It is left out.
+    LeftOut,
+    /// The file, or a document of it, cannot be read: what was there before should be kept.
+    Broken,
+}
+
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place, self.message)
+    }
+}
+
+/// What a file holds.
+#[derive(Clone, Debug, Default)]
+pub struct Parsed {
+    /// Its objects, in order, each with the place where it starts.
+    pub objects: Vec<(Object, Place)>,
+    /// What is wrong.
+    pub mistakes: Vec<Mistake>,
+}
+
+impl Parsed {
+    /// Whether a document could not be read.
+    pub fn is_broken(&self) -> bool {
+        self.mistakes.iter().any(|mistake| mistake.gravity == Gravity::Broken)
+    }
+
+    fn report(&mut self, place: Place, gravity: Gravity, message: impl Into<String>) {
+        if self.mistakes.len() < MAX_MISTAKES {
+            self.mistakes.push(Mistake { place, gravity, message: message.into() });
+        }
+    }
+}
+
+/// Reads the objects of a file.
+pub fn parse(bytes: &[u8]) -> Parsed {
+    let mut parsed = Parsed::default();
+    if bytes.len() > MAX_BYTES {
+        let size = format!("{} bytes are more than the limit of {MAX_BYTES}: split the file", bytes.len());
+        parsed.report(Place { line: 1, column: 1 }, Gravity::Broken, size);
+        return parsed;
+    }
+    let text = match std::str::from_utf8(bytes) {
+        Ok(text) => text.strip_prefix('\u{feff}').unwrap_or(text),
+        Err(error) => {
+            let line = bytes.iter().take(error.valid_up_to()).filter(|byte| **byte == b'\n').count() as u64 + 1;
+            let message = "not UTF-8 text: this is no YAML file";
+            parsed.report(Place { line, column: 1 }, Gravity::Broken, message);
+            return parsed;
+        }
+    };
+    let mut seen = HashSet::new();
+    for document in documents(text) {
+        match document.read() {
+            Ok(Some(node)) => document.objects(&node, &mut seen, &mut parsed),
+            Ok(None) => {}
+            Err(mistake) => parsed.report(mistake.place, mistake.gravity, mistake.message),
+        }
+    }
+    parsed
+}
+
+/// Reads one YAML value.
+///
+/// # Errors
+/// When it is not YAML, or over a limit.
+pub fn value(text: &str) -> Result<Value, Mistake> {
+    let document = Document { text, lines_before: 0 };
+    if text.len() > MAX_BYTES {
+        let message = format!("{} bytes are more than the limit of {MAX_BYTES}", text.len());
+        return Err(Mistake { place: Place { line: 1, column: 1 }, gravity: Gravity::Broken, message });
+    }
+    Ok(document.read()?.map_or(Value::Null, |node| node.value.to_json()))
+}
+
+/// One document of a file.
+struct Document<'a> {
+    text: &'a str,
+    lines_before: u64,
+}
+
+/// Splits at the lines that start with `---`, which YAML forbids inside of a document, so that a document is read
+/// whatever is wrong with those before it.
+fn documents(text: &str) -> Vec<Document<'_>> {
+    let mut documents = Vec::new();
+    let (mut start, mut start_line, mut offset) = (0, 0, 0);
+    for (number, line) in text.split_inclusive('\n').enumerate() {
+        let is_marker =
+            line.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
+        if is_marker && offset > start {
+            documents.push(Document { text: &text[start..offset], lines_before: start_line });
+            (start, start_line) = (offset, number as u64);
+        }
+        offset += line.len();
+    }
+    documents.push(Document { text: &text[start..], lines_before: start_line });
+    documents
+}
+
+impl Document<'_> {
+    /// `None` for a document that holds nothing.
+    fn read(&self) -> Result<Option<Spanned<Node>>, Mistake> {
+        let is_empty = |line: &str| {
+            let line = line.trim();
+            line.is_empty() || line.starts_with('#') || line == "---" || line == "..."
+        };
+        if self.text.lines().all(is_empty) {
+            return Ok(None);
+        }
+        let options = serde_yaml::options! {
+            budget: serde_yaml::budget! {
+                max_depth: MAX_DEPTH,
+                flow_nesting_limit: MAX_DEPTH,
+                max_nodes: MAX_NODES,
+                max_events: MAX_NODES * 2,
+                max_documents: 2,
+            },
+            alias_limits: serde_yaml::alias_limits! { max_total_replayed_events: MAX_ALIASED },
+            duplicate_keys: DuplicateKeyPolicy::Error,
+            // As in YAML 1.2: `no` and `on` are strings.
+            strict_booleans: true,
+            emit_comments: false,
+        };
+        match serde_yaml::from_str_with_options::<Spanned<Node>>(self.text, options) {
+            Ok(Spanned { value: Node::Null, .. }) => Ok(None),
+            Ok(node) => Ok(Some(node)),
+            Err(error) => Err(self.syntax(error.without_snippet())),
+        }
+    }
+
+    fn syntax(&self, error: &serde_yaml::Error) -> Mistake {
+        let location = error.location();
+        let line = location.map_or(1, |location| location.line().max(1));
+        let place = Place { line: line + self.lines_before, column: location.map_or(1, |l| l.column().max(1)) };
+        let message = DefaultMessageFormatter.format_message(error);
+        let message: String = message.lines().next().unwrap_or_default().chars().take(300).collect();
+        let text = self.text.lines().nth(usize::try_from(line - 1).unwrap_or(usize::MAX)).unwrap_or_default();
+        let indentation = &text[..text.len() - text.trim_start().len()];
+        let cure = if indentation.contains('\t') { ": indent with spaces, YAML does not allow tabs" } else { "" };
+        Mistake { place, gravity: Gravity::Broken, message: format!("{}{cure}", message.escape_debug()) }
+    }
+
+    /// Adds the objects of this document to `parsed`.
+    fn objects(&self, node: &Spanned<Node>, seen: &mut HashSet<ObjectRef>, parsed: &mut Parsed) {
+        let field = |name| node.value.field(name).and_then(|node| node.value.as_str());
+        let list = field("kind").and_then(|kind| kind.strip_suffix("List"));
+        let Some(items) = node.value.field("items").filter(|_| list.is_some()) else {
+            return self.object(node, node.value.to_json(), seen, parsed);
+        };
+        let Node::Sequence(items) = &items.value else {
+            return parsed.report(self.place(items), Gravity::Broken, "items is not a list");
+        };
+        for item in items {
+            let mut value = item.value.to_json();
+            // The items of a typed list, PodList say, need not say what they are.
+            if let (Value::Object(fields), Some(kind)) = (&mut value, list.filter(|kind| !kind.is_empty())) {
+                fields.entry("kind").or_insert_with(|| kind.into());
+                if let Some(version) = field("apiVersion") {
+                    fields.entry("apiVersion").or_insert_with(|| version.into());
+                }
+            }
+            self.object(item, value, seen, parsed);
+        }
+    }
+
+    fn object(&self, node: &Spanned<Node>, value: Value, seen: &mut HashSet<ObjectRef>, parsed: &mut Parsed) {
+        let what = describe(&value);
+        match Object::from_value(value) {
+            Ok((object, unknown)) => {
+                let reference = object.reference();
+                for field in unknown {
+                    let message = format!("{reference}: unknown field {}: it has no effect", field.path);
+                    parsed.report(
+                        self.place(node.value.find(&field.path).unwrap_or(node)),
+                        Gravity::UnknownField,
+                        message,
+                    );
+                }
+                let place = self.place(node);
+                if seen.insert(reference.clone()) {
+                    parsed.objects.push((object, place));
+                } else {
+                    let message =
+                        format!("{reference} is in this file already: the first one counts, remove the other");
+                    parsed.report(place, Gravity::LeftOut, message);
+                }
+            }
+            Err(error) => {
+                let gravity = match error {
+                    ObjectError::UnknownKind { .. } => Gravity::LeftOut,
+                    _ => Gravity::Broken,
+                };
+                let place = self.place(node.value.find(error.path()).unwrap_or(node));
+                parsed.report(place, gravity, format!("{what}{error}"));
+            }
+        }
+    }
+
+    fn place(&self, node: &Spanned<Node>) -> Place {
+        let location = node.referenced;
+        Place { line: location.line().max(1) + self.lines_before, column: location.column().max(1) }
+    }
+}
+
+/// `Pod shop/cart: `, as far as it can be told.
+fn describe(value: &Value) -> String {
+    let text = |value: &Value| value.as_str().map(|text| text.chars().take(100).collect::<String>());
+    let (Some(kind), Some(name)) = (text(&value["kind"]), text(&value["metadata"]["name"])) else {
+        return String::new();
+    };
+    match text(&value["metadata"]["namespace"]) {
+        Some(namespace) => format!("{kind} {namespace}/{name}: "),
+        None => format!("{kind} {name}: "),
+    }
+}
