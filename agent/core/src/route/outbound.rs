@@ -181,7 +181,11 @@ impl Refusal {
     /// A connection that is already open is ended in the first case only.
     pub fn is_forbidden(&self) -> bool {
         match self {
-            Self::NotYet => false,
+            Self::RegistryOnly(_) | Self::WaypointMissing { .. } | Self::WaypointNotAllowed { .. } => true,
+            Self::NoSuchPort { .. }
+            | Self::NoEndpoint { .. }
+            | Self::WaypointNotReady { .. }
+            | Self::RemoteNetwork { .. } => false,
         }
     }
 }
