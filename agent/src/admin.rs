@@ -25,7 +25,9 @@ pub use server::{BindError, Bound, Endpoint, bind};
 
 /// Writes one JSON document, as it is at the moment of the call.
 #[derive(Clone)]
-pub struct Report(Arc<dyn Fn(&mut dyn Write) -> serde_json::Result<()> + Send + Sync>);
+pub struct Report(Arc<WriteJson>);
+
+type WriteJson = dyn Fn(&mut dyn Write) -> serde_json::Result<()> + Send + Sync;
 
 impl Report {
     /// A report of whatever `read` returns. It is called, and its value serialised, off the runtime's threads for each

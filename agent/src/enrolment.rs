@@ -78,7 +78,11 @@ impl Identities {
 
 /// Takes in and lets go the pods of `node`, following `snapshots`, until their sender goes. The pods stay enrolled
 /// then: the next agent takes them over.
-pub async fn run<P: ProxyControl>(mut snapshots: watch::Receiver<Arc<Snapshot>>, node: String, context: Arc<Context<P>>) {
+pub async fn run<P: ProxyControl>(
+    mut snapshots: watch::Receiver<Arc<Snapshot>>,
+    node: String,
+    context: Arc<Context<P>>,
+) {
     let mut lives: HashMap<String, watch::Sender<Option<Arc<PodEnrolment>>>> = HashMap::new();
     let mut tasks: JoinSet<String> = JoinSet::new();
     let mut first = true;

@@ -6,6 +6,7 @@
 
 mod certificate;
 mod clock;
+mod metrics;
 mod peer;
 mod renewal;
 mod sessions;

@@ -16,6 +16,7 @@ mod labels;
 mod line;
 pub mod logging;
 mod registry;
+mod samples;
 mod series;
 
 #[cfg(test)]
@@ -26,3 +27,4 @@ pub use connection::{
     ConnectionInfo, ConnectionRecord, Direction, HboneTarget, Outcome, ResponseFlags, SecurityPolicy,
 };
 pub use registry::{ProxyCounts, SocketGuard, Telemetry};
+pub use samples::{Kind, Sample};

@@ -17,7 +17,7 @@ pub type ReadSnapshot = Arc<dyn Fn() -> Arc<Snapshot> + Send + Sync>;
 /// What the mesh is, from the snapshot in force at the moment of each request, and the certificates in use, without
 /// their keys.
 pub fn mesh_members(snapshot: ReadSnapshot, certificates: CertificateStore) -> Vec<(&'static str, Report)> {
-    let member = |list: fn(&Snapshot, &mut dyn FnMut(&dyn ErasedSerialize))| {
+    let member = |list: List| {
         let snapshot = snapshot.clone();
         Report::writing(move |to| write_list(to, &snapshot(), list))
     };
@@ -67,6 +67,9 @@ impl<'a> PolicyView<'a> {
     }
 }
 
+/// Hands each item of one kind in a snapshot to a function.
+type List = fn(&Snapshot, &mut dyn FnMut(&dyn ErasedSerialize));
+
 /// [`Serialize`] that a list of anything can be written by.
 trait ErasedSerialize {
     fn write_json(&self, to: &mut dyn Write) -> serde_json::Result<()>;
@@ -79,11 +82,7 @@ impl<T: Serialize> ErasedSerialize for T {
 }
 
 /// Writes a list with one item a line, without ever holding more than one of them as text.
-fn write_list(
-    to: &mut dyn Write,
-    snapshot: &Snapshot,
-    list: fn(&Snapshot, &mut dyn FnMut(&dyn ErasedSerialize)),
-) -> serde_json::Result<()> {
+fn write_list(to: &mut dyn Write, snapshot: &Snapshot, list: List) -> serde_json::Result<()> {
     let mut written: io::Result<()> = to.write_all(b"[");
     let mut separator: &[u8] = b"\n";
     list(snapshot, &mut |item| {

@@ -148,7 +148,9 @@ async fn the_level_is_set_by_post_only() {
 async fn quitting_takes_a_post() {
     let asked = Arc::new(AtomicUsize::new(0));
     let count = asked.clone();
-    let shutdown = Arc::new(move || drop(count.fetch_add(1, Ordering::SeqCst)));
+    let shutdown = Arc::new(move || {
+        count.fetch_add(1, Ordering::SeqCst);
+    });
     let admin = start(Endpoint::Admin, AdminState { shutdown, ..state() }).await;
     assert_eq!(call(admin, "GET", "/quitquitquit").await.0, 405);
     assert_eq!(asked.load(Ordering::SeqCst), 0);

@@ -43,7 +43,10 @@ const FOUR_FILES: &str = "put ca-cert.pem, ca-key.pem, cert-chain.pem and root-c
 
 /// What identifies the state of the files without reading them: changes whenever one of them is written or replaced.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Stamp([Option<(u64, u64, u64, i64, i64)>; 5]);
+pub(super) struct Stamp([Option<FileStamp>; 5]);
+
+/// Device, inode, size, and the times of the last change of content and of the inode.
+type FileStamp = (u64, u64, u64, i64, i64);
 
 /// The stamp of the files in `directory` now.
 pub(super) fn stamp(directory: &Path) -> Stamp {

@@ -137,7 +137,7 @@ fn ca_params(name: &str) -> CertificateParams {
 
 /// An authority that does as it is told: fails on demand, answers when let, counts what it was asked.
 pub(crate) struct ScriptedCa {
-    pub(crate) inner: Mutex<Arc<super::files::Loaded>>,
+    inner: Mutex<Arc<super::files::Loaded>>,
     pub(crate) trust: watch::Sender<Arc<TrustBundle>>,
     pub(crate) failures: Mutex<VecDeque<CaError>>,
     pub(crate) gate: Semaphore,

@@ -143,7 +143,8 @@ fn whatever_is_wrong_is_one_line_with_the_file_and_the_cure() {
     let other = Root::new("other");
     let day = now() + Duration::from_secs(86400);
     let (leaf, leaf_key) = root.leaf(&["spiffe://td/ns/a/sa/b"], &[ExtendedKeyUsagePurpose::ServerAuth], day);
-    let cases: &[(&str, &dyn Fn(&TempDir))] = &[
+    type Spoil<'a> = &'a dyn Fn(&TempDir);
+    let cases: &[(&str, Spoil<'_>)] = &[
         ("ca-cert.pem: No such file", &|d| std::fs::remove_file(d.path().join("ca-cert.pem")).unwrap()),
         ("ca-key.pem: No such file", &|d| std::fs::remove_file(d.path().join("ca-key.pem")).unwrap()),
         ("cert-chain.pem: No such file", &|d| std::fs::remove_file(d.path().join("cert-chain.pem")).unwrap()),

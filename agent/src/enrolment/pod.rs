@@ -74,7 +74,8 @@ async fn enrol<P: ProxyControl>(context: &Context<P>, uid: &str, pod: &PodEnrolm
         bypass_inbound: pod.bypass_inbound,
     };
     let redirect = context.redirect.clone();
-    let prepared = tokio::task::spawn_blocking(move || redirect.prepare(&spec)).await.map_err(|_| Failure::Stopping)??;
+    let prepared =
+        tokio::task::spawn_blocking(move || redirect.prepare(&spec)).await.map_err(|_| Failure::Stopping)??;
     let enrolled = tokio::task::spawn_blocking(move || prepared.commit()).await.map_err(|_| Failure::Stopping)??;
     // Connections that came in between wait in the listeners' queues.
     context.identities.add(&pod.workload.identity);

@@ -44,7 +44,8 @@ impl States {
             return;
         }
         // Trying again after a failure is no news until it succeeds or fails differently.
-        if state == PodState::Pending && states.get(uid).is_some_and(|known| matches!(known.state, PodState::Failed(_))) {
+        if state == PodState::Pending && states.get(uid).is_some_and(|known| matches!(known.state, PodState::Failed(_)))
+        {
             return;
         }
         let (namespace, name) = (name.namespace.clone(), name.name.clone());

@@ -14,6 +14,7 @@ use prometheus_client::registry::Registry;
 
 use super::access_log::AccessLog;
 use super::connection::{ConnectionInfo, ConnectionRecord, Direction};
+use super::samples::{Kind, Sample, SampleCollector};
 use super::series::{SeriesCollector, SeriesTable};
 
 /// The metrics and the access log. Cloning is cheap; all clones are one.
@@ -129,6 +130,17 @@ impl Telemetry {
     /// Adds `collector`, which is asked at every scrape. It bounds its own labels.
     pub fn register_collector(&self, collector: Box<dyn Collector>) {
         self.registry(|registry| registry.register_collector(collector));
+    }
+
+    /// Adds a metric whose samples `read` returns at every scrape. It bounds their number itself.
+    pub fn register_samples(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        kind: Kind,
+        read: impl Fn() -> Vec<Sample> + Send + Sync + 'static,
+    ) {
+        self.register_collector(Box::new(SampleCollector { name, help, kind, read }));
     }
 
     /// Adds metrics of another module; names are given in full, except for the suffix `_total`.

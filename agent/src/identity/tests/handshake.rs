@@ -15,7 +15,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 use crate::ca::testing::{Root, ScriptedCa};
 use crate::identity::tls::{Template, provider};
 use crate::identity::{
-    CertificateStore, Clock, PeerError, StoreOptions, TokioClock, TrustDomains, WorkloadCertificate, verify_peer,
+    CertificateStore, PeerError, StoreOptions, TokioClock, TrustDomains, WorkloadCertificate, verify_peer,
     verify_server,
 };
 

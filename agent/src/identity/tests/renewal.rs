@@ -114,7 +114,7 @@ async fn failures_back_off_up_to_150_seconds_and_keep_the_old_certificate() {
             last = Instant::now();
         }
     }
-    assert!(waits[2] > waits[0] && waits[4] > waits[2], "{waits:?}");
+    assert!(waits[5] > waits[3] && waits[7] > waits[5], "{waits:?}");
     assert!(waits.iter().all(|wait| *wait <= Duration::from_secs(151)), "{waits:?}");
     assert!(waits.iter().any(|wait| *wait > Duration::from_secs(112)), "{waits:?}");
     assert_eq!(store.current(&cart()).unwrap().serial, first.serial);
@@ -201,4 +201,24 @@ async fn the_report_says_all_but_the_key() {
     assert!(report[0]["expiresIn"].as_u64().unwrap() > 86000);
     let debug = format!("{certificate:?}{store:?}{report}");
     assert!(!debug.contains("PRIVATE"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn metrics_tell_when_certificates_end_and_whether_renewal_fails() {
+    let ca = ScriptedCa::new(&Root::new("root"), clock());
+    let store = store(&ca);
+    let telemetry = crate::telemetry::Telemetry::new(crate::telemetry::AccessLog::off());
+    store.register_metrics(&telemetry);
+    let certificate = store.fetch(&cart()).await.unwrap();
+    ca.fail_next(1);
+    store.fetch(&Identity::new("cluster.local", "shop", "other")).await.unwrap_err();
+    let text = telemetry.encode().unwrap();
+    let end = certificate.not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    for line in [
+        "culvert_certificates{state=\"ready\"} 1\n".to_owned(),
+        "culvert_certificates{state=\"failing\"} 1\n".to_owned(),
+        format!("culvert_certificate_not_after_seconds{{identity=\"{}\"}} {end}\n", cart()),
+    ] {
+        assert!(text.contains(&line), "{line} in {text}");
+    }
 }

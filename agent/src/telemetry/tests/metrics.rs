@@ -6,7 +6,9 @@ use culvert_core::identity::Identity;
 
 use super::{info, workload};
 use crate::telemetry::series::SeriesTable;
-use crate::telemetry::{AccessLog, ConnectionInfo, Direction, Outcome, ResponseFlags, SecurityPolicy, Telemetry};
+use crate::telemetry::{
+    AccessLog, ConnectionInfo, Direction, Kind, Outcome, ResponseFlags, Sample, SecurityPolicy, Telemetry,
+};
 
 fn telemetry() -> Telemetry {
     Telemetry::new(AccessLog::off())
@@ -182,4 +184,25 @@ fn sockets_are_counted_while_open() {
 fn a_connection_costs_less_than_300_bytes() {
     let record = std::mem::size_of::<crate::telemetry::connection::Open>();
     assert!(record <= 300, "{record} bytes");
+}
+
+#[test]
+fn other_modules_add_what_they_count() {
+    let telemetry = telemetry();
+    let sample = |reason: &str, value| Sample { labels: vec![("reason", reason.to_owned())], value };
+    telemetry.register_samples("culvert_redirect_refused", "help", Kind::Counter, move || {
+        vec![sample("no-listener", 3), sample("a \"quoted\" one", 4)]
+    });
+    telemetry.register_samples("culvert_pool_connections", "help", Kind::Gauge, || {
+        vec![Sample { labels: vec![], value: 5 }]
+    });
+    assert_eq!(
+        lines(&telemetry, "culvert_redirect"),
+        [
+            r#"culvert_redirect_refused_total{reason="a \"quoted\" one"} 4"#,
+            r#"culvert_redirect_refused_total{reason="no-listener"} 3"#,
+        ]
+    );
+    let pool = lines(&telemetry, "culvert_pool");
+    assert!(pool.len() == 1 && pool[0].ends_with(" 5"), "{pool:?}");
 }
