@@ -6,6 +6,7 @@
 mod create;
 mod directory;
 mod files;
+mod issue;
 mod trust;
 
 #[cfg(test)]

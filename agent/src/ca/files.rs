@@ -8,13 +8,14 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    CertificateParams, CertificateSigningRequestParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
+    CertificateParams, CertificateSigningRequestParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose, PublicKeyData, SanType,
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::issue::Signer;
 use super::trust::unix_time;
 use super::{CaError, SignedCertificate, SigningRequest, TrustBundle, Usage};
 
@@ -58,7 +59,7 @@ pub(super) fn stamp(directory: &Path) -> Stamp {
 
 /// A loaded authority: what signs, and what is trusted.
 pub(super) struct Loaded {
-    issuer: Issuer<'static, KeyPair>,
+    signer: Signer,
     intermediates: Vec<CertificateDer<'static>>,
     not_after: SystemTime,
     path: PathBuf,
@@ -99,11 +100,7 @@ pub(super) fn load(directory: &Path, now: SystemTime) -> Result<Loaded, CaError>
         )
     })?;
     let key = key(directory)?;
-    let not_after = check_signing_certificate(directory, &ca_cert, &key, now)?;
-    let issuer = Issuer::from_ca_cert_der(&ca_cert, key).map_err(|e| {
-        bad(directory, CA_CERT, e, "replace it with a CA certificate whose subject has plain attributes")
-    })?;
-
+    let (signer, not_after) = signer(directory, &ca_cert, key, now)?;
     let mut intermediates = Vec::new();
     for certificate in std::iter::once(ca_cert).chain(certificates(directory, CERT_CHAIN)?) {
         // Everyone has the roots already: sending them in every handshake is waste.
@@ -111,7 +108,7 @@ pub(super) fn load(directory: &Path, now: SystemTime) -> Result<Loaded, CaError>
             intermediates.push(certificate);
         }
     }
-    let loaded = Loaded { issuer, intermediates, not_after, path: directory.to_owned(), trust: Arc::new(trust) };
+    let loaded = Loaded { signer, intermediates, not_after, path: directory.to_owned(), trust: Arc::new(trust) };
     loaded.prove(now)?;
     Ok(loaded)
 }
@@ -141,8 +138,7 @@ impl Loaded {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
-        let leaf = params.signed_by(&csr.public_key, &self.issuer).map_err(|e| refused(e.to_string()))?;
-        let mut chain = vec![leaf.der().clone()];
+        let mut chain = vec![self.signer.sign(&params, &csr.public_key).map_err(refused)?];
         chain.extend(self.intermediates.iter().cloned());
         Ok(SignedCertificate { chain })
     }
@@ -170,13 +166,13 @@ impl Loaded {
     }
 }
 
-/// Checks that `certificate` may sign, at `now`, and belongs to `key`. Returns when it expires.
-fn check_signing_certificate(
+/// What signs as `certificate`, once it is sure that it may, at `now`, and that `key` is its key; and when that ends.
+fn signer(
     directory: &Path,
     certificate: &CertificateDer<'_>,
-    key: &KeyPair,
+    key: KeyPair,
     now: SystemTime,
-) -> Result<SystemTime, CaError> {
+) -> Result<(Signer, SystemTime), CaError> {
     let cure = "replace it with a CA certificate (basicConstraints CA:TRUE, keyUsage keyCertSign)";
     let (_, parsed) = X509Certificate::from_der(certificate)
         .map_err(|e| bad(directory, CA_CERT, format!("cannot be parsed: {e}"), cure))?;
@@ -200,7 +196,7 @@ fn check_signing_certificate(
         let problem = format!("expired on {}", parsed.validity().not_after);
         return Err(bad(directory, CA_CERT, problem, "replace ca-cert.pem and cert-chain.pem by newer ones"));
     }
-    Ok(not_after)
+    Ok((Signer::new(&parsed, key), not_after))
 }
 
 fn key(directory: &Path) -> Result<KeyPair, CaError> {

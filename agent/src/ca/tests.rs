@@ -138,6 +138,27 @@ fn keys_as_openssl_writes_them_are_read() {
 }
 
 #[test]
+fn an_authority_may_have_any_name() {
+    for subject in ["/DC=com/DC=example/OU=a/OU=b/CN=x", "/CN=a+OU=b", "/", "/O=Gr\u{fc}\u{df}e/L=K\u{f6}ln"] {
+        let directory = TempDir::new();
+        let script = format!(
+            "openssl ecparam -name prime256v1 -genkey -noout > ca-key.pem
+            openssl req -x509 -new -utf8 -multivalue-rdn -key ca-key.pem -days 30 -subj '{subject}' -out ca-cert.pem
+            cp ca-cert.pem root-cert.pem; : > cert-chain.pem"
+        );
+        let made = Command::new("sh").arg("-ec").arg(script).current_dir(directory.path()).output().unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let loaded = files::load(directory.path(), now()).unwrap_or_else(|e| panic!("{subject}: {e}"));
+        let leaf = loaded.sign(&request(), now()).unwrap().chain.remove(0);
+        std::fs::write(directory.path().join("leaf.der"), leaf).unwrap();
+        let verify =
+            "openssl x509 -inform der -in leaf.der -out leaf.pem; openssl verify -CAfile root-cert.pem leaf.pem";
+        let said = Command::new("sh").arg("-ec").arg(verify).current_dir(directory.path()).output().unwrap();
+        assert!(said.status.success(), "{subject}: {}", String::from_utf8_lossy(&said.stderr));
+    }
+}
+
+#[test]
 fn whatever_is_wrong_is_one_line_with_the_file_and_the_cure() {
     let root = Root::new("root");
     let other = Root::new("other");

@@ -8,11 +8,12 @@ use rcgen::ExtendedKeyUsagePurpose::{ClientAuth, ServerAuth};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, HandshakeKind, ServerConfig};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
 use crate::ca::testing::{Root, ScriptedCa};
+use crate::ca::{TrustBundle, certificate_ids};
 use crate::identity::tls::{Template, provider};
 use crate::identity::{
     CertificateStore, PeerError, StoreOptions, TokioClock, TrustDomains, WorkloadCertificate, verify_peer,
@@ -256,4 +257,27 @@ async fn a_name_is_looked_for_among_the_first_sixteen_only() {
     let garbage = [CertificateDer::from(vec![0x30, 0x82, 0xff, 0xff])];
     assert_eq!(verify_peer(&garbage, &TrustDomains::default(), SystemTime::now()), Err(PeerError::Malformed));
     assert_eq!(verify_peer(&[], &TrustDomains::default(), SystemTime::now()), Err(PeerError::NoCertificate));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revoked_client_is_refused_also_with_a_ticket() {
+    let mesh = Mesh::new();
+    let (a, b) = (mesh.certificate("a").await, mesh.certificate("b").await);
+    connect(&a.client, &b.server).await.unwrap();
+    let ends = connect(&a.client, &b.server).await.unwrap();
+    assert_eq!(kinds(&ends).1, HandshakeKind::Resumed);
+    let ids = certificate_ids(ends.1.get_ref().1.peer_certificates().unwrap());
+
+    let serial = a.serial.as_bytes().chunks(2).map(|hex| u8::from_str_radix(str::from_utf8(hex).unwrap(), 16).unwrap());
+    let list = mesh.root.revoke(&serial.collect::<Vec<_>>());
+    let list = CertificateRevocationListDer::from_pem_slice(list.as_bytes()).unwrap();
+    let mut trust = mesh.store.trust();
+    let bundle = TrustBundle::new(vec![mesh.root.der.clone()], &[list]).unwrap();
+    mesh.ca.trust.send_replace(Arc::new(bundle));
+    trust.changed().await.unwrap();
+    assert!(trust.borrow().is_revoked(&ids), "the live connection is found");
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    let b = mesh.certificate("b").await;
+    let error = connect(&a.client, &b.server).await.unwrap_err();
+    assert!(format!("{error:?}").contains("Revoked"), "{error:?}");
 }
