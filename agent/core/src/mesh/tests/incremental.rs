@@ -1,0 +1,97 @@
+//! A change reaches what depends on it, and nothing else.
+
+use super::*;
+
+fn cart() -> ServiceKey {
+    key("shop", "cart.shop.svc.cluster.local")
+}
+
+#[test]
+fn a_snapshot_stays_as_it_was() {
+    let mut state = mesh(SHOP);
+    let before = state.snapshot();
+    state.apply([Change::Remove(ObjectRef::new(Kind::Pod, "shop", "cart-1"))]);
+    assert_eq!(endpoints(&before, &cart()).len(), 1);
+    assert_eq!(endpoints(&state.snapshot(), &cart()).len(), 0);
+    assert!(state.snapshot().version() > before.version());
+}
+
+#[test]
+fn a_pod_that_comes_back_with_other_labels_leaves_its_services() {
+    let mut state = mesh(SHOP);
+    state.apply(objects(&SHOP.replace("app: cart, version", "app: other, version")));
+    assert_eq!(endpoints(&state.snapshot(), &cart()).len(), 0);
+    state.apply(objects(SHOP));
+    assert_eq!(endpoints(&state.snapshot(), &cart()), ["10.0.1.1:8080*"]);
+}
+
+#[test]
+fn a_namespace_that_joins_the_mesh_takes_its_pods_with_it() {
+    let mut state = mesh(&SHOP.replace("ambient", "none"));
+    state.apply(objects(SHOP));
+    let snapshot = state.snapshot();
+    assert_eq!(pod(&snapshot, "cart-1").protocol, Protocol::Hbone);
+    assert_eq!(snapshot.endpoints(&cart()).next().unwrap().workload.protocol, Protocol::Hbone);
+    assert_eq!(snapshot.enrolled_pods_on("n1").count(), 1);
+
+    state.apply([Change::Remove(ObjectRef::new(Kind::Namespace, "", "shop"))]);
+    assert_eq!(state.snapshot().enrolled_pods_on("n1").count(), 0);
+}
+
+#[test]
+fn a_node_that_says_where_it_is_tells_its_pods() {
+    let mut state = mesh(SHOP);
+    state.apply(objects(
+        "apiVersion: v1\nkind: Node\nmetadata: {name: n1, labels: {topology.kubernetes.io/zone: eu-2}}\n",
+    ));
+    assert_eq!(&*state.snapshot().endpoints(&cart()).next().unwrap().workload.locality.zone, "eu-2");
+}
+
+#[test]
+fn an_object_that_comes_again_unchanged_changes_nothing() {
+    let mut state = mesh(SHOP);
+    let before = state.snapshot();
+    state.apply(objects(SHOP));
+    let after = state.snapshot();
+    assert!(Arc::ptr_eq(&pod(&before, "cart-1"), &pod(&after, "cart-1")));
+    assert!(Arc::ptr_eq(before.service(&cart()).unwrap(), after.service(&cart()).unwrap()));
+}
+
+#[test]
+fn a_finding_goes_with_its_cause() {
+    let service = |kind: &str| {
+        format!("apiVersion: v1\nkind: Service\nmetadata: {{name: x}}\nspec: {{type: {kind}, externalName: a.b}}\n")
+    };
+    let mut state = mesh(&service("ExternalName"));
+    assert_eq!(messages(&state.snapshot()).len(), 1);
+    state.apply(objects(&service("ClusterIP")));
+    assert_eq!(messages(&state.snapshot()).len(), 0);
+}
+
+#[test]
+fn an_address_goes_to_the_pod_that_is_left() {
+    let other = SHOP.replace("cart-1", "cart-2").replace("11111111-", "22222222-");
+    let mut state = mesh(SHOP);
+    state.apply(objects(&other));
+    let owner = |state: &Mesh| state.snapshot().workload_by_address(ip("10.0.1.1")).unwrap().name.to_string();
+    assert_eq!(owner(&state), "cart-1");
+    state.apply([Change::Remove(ObjectRef::new(Kind::Pod, "shop", "cart-1"))]);
+    assert_eq!(owner(&state), "cart-2");
+    state.apply([Change::Remove(ObjectRef::new(Kind::Pod, "shop", "cart-2"))]);
+    assert_eq!(state.snapshot().workload_by_address(ip("10.0.1.1")), None);
+}
+
+#[test]
+fn other_options_reach_identities_names_and_policies() {
+    let yaml = "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: culvert, namespace: istio-system}\n\
+                data: {mesh: \"trustDomain: td\\nculvert: {cluster-domain: d}\"}\n";
+    let mut state = mesh(SHOP);
+    state.apply(objects(yaml));
+    let snapshot = state.snapshot();
+    assert_eq!(&*pod(&snapshot, "cart-1").identity.trust_domain, "td");
+    assert_eq!(endpoints(&snapshot, &key("shop", "cart.shop.svc.d")).len(), 1);
+    assert!(snapshot.service(&cart()).is_none());
+
+    state.apply([Change::Remove(ObjectRef::new(Kind::ConfigMap, "istio-system", "culvert"))]);
+    assert_eq!(&*pod(&state.snapshot(), "cart-1").identity.trust_domain, "cluster.local");
+}
