@@ -9,7 +9,8 @@ mod run;
 mod setup;
 mod test;
 
-use anyhow::Result;
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
@@ -41,8 +42,8 @@ enum Task {
     Fuzz(fuzz::Fuzz),
 }
 
-fn main() -> Result<()> {
-    match Cli::parse().task {
+fn main() -> ExitCode {
+    let done = match Cli::parse().task {
         Task::Setup => setup::everything(),
         Task::Ebpf => ebpf::build(),
         Task::Test { arguments } => test::run_all(&arguments),
@@ -50,5 +51,13 @@ fn main() -> Result<()> {
         Task::Bench(options) => bench::measure(&options),
         Task::Kernels(options) => kernels::boot_all(&options),
         Task::Fuzz(options) => fuzz::run_targets(&options),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // On one line where it can be: what is wrong, and the cure.
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
