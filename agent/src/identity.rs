@@ -6,6 +6,7 @@
 
 mod certificate;
 mod clock;
+mod explain;
 mod metrics;
 mod peer;
 mod renewal;
@@ -18,5 +19,6 @@ mod tests;
 
 pub use certificate::{CertificateReport, WorkloadCertificate};
 pub use clock::{Clock, SystemClock, TokioClock};
+pub use explain::TlsProblem;
 pub use peer::{PeerError, TrustDomains, peer_identities, verify_peer, verify_server};
 pub use store::{CertificateHandle, CertificateStore, FetchError, StoreOptions};

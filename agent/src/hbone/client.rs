@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 
 use super::handshake::{self, HandshakeError};
 use super::tunnel::{Handle, Open, Redial, Role, Tunnel};
-use crate::identity::{CertificateHandle, Clock, PeerError, verify_server};
+use crate::identity::{CertificateHandle, Clock, PeerError, TlsProblem, verify_server};
 use crate::redirect::{Family, PodNetns};
 use crate::telemetry::{Outcome, ResponseFlags};
 use crate::workers::Workers;
@@ -84,6 +84,7 @@ impl DialError {
     fn flags(&self) -> ResponseFlags {
         match self {
             Self::Connect { .. } => ResponseFlags::ConnectFailure,
+            Self::Handshake { error: HandshakeError::Tls(error), .. } => TlsProblem(error).response_flags(),
             Self::Handshake { .. } | Self::Slow { .. } => ResponseFlags::TlsFailure,
             Self::Peer { .. } | Self::NoCertificate => ResponseFlags::IdentityError,
         }

@@ -12,6 +12,8 @@ use rustls::{ClientConfig, ExtractedSecrets, ServerConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::identity::TlsProblem;
+
 use super::record::{Opener, RecordError, Sealer};
 
 /// Bytes of handshake a peer may send ahead of what has been processed: a certificate chain fits many times.
@@ -27,7 +29,7 @@ pub enum HandshakeError {
     #[error("the peer closed the connection during the TLS handshake")]
     Closed,
     /// TLS refused the peer, or was refused by it.
-    #[error("TLS handshake failed: {0}")]
+    #[error("TLS handshake failed: {}", TlsProblem(.0))]
     Tls(#[from] rustls::Error),
     /// The peer sent more than any handshake needs.
     #[error("the peer sent more than {MAX_HANDSHAKE} bytes of TLS handshake")]

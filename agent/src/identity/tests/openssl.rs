@@ -12,10 +12,15 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 use crate::ca::testing::{Root, ScriptedCa, TempDir};
-use crate::identity::{CertificateStore, StoreOptions, SystemClock};
+use crate::identity::{CertificateStore, StoreOptions, SystemClock, TlsProblem};
 
 /// A server of the mesh on a port of its own, and what OpenSSL makes of it with `arguments`.
 async fn s_client(arguments: &str) -> String {
+    s_client_and_server(arguments).await.0
+}
+
+/// [`s_client`], and what the server says of a client that it refuses.
+async fn s_client_and_server(arguments: &str) -> (String, Option<String>) {
     let root = Root::new("root");
     let store = CertificateStore::new(ScriptedCa::new(&root, Arc::new(SystemClock)), StoreOptions::default());
     let server = store.fetch(&Identity::new("cluster.local", "shop", "cart")).await.unwrap().server.clone();
@@ -32,13 +37,20 @@ async fn s_client(arguments: &str) -> String {
     let address = listener.local_addr().unwrap();
     let serve = async move {
         let (socket, _) = listener.accept().await.unwrap();
-        if let Ok(mut stream) = TlsAcceptor::from(server).accept(socket).await {
-            let _ = stream.write_all(b"welcome\n").await;
-            let _ = stream.shutdown().await;
+        match TlsAcceptor::from(server).accept(socket).await {
+            Ok(mut stream) => {
+                let _ = stream.write_all(b"welcome\n").await;
+                let _ = stream.shutdown().await;
+                None
+            }
+            Err(error) => {
+                let error: &rustls::Error = error.get_ref()?.downcast_ref()?;
+                Some(TlsProblem(error).to_string())
+            }
         }
     };
     let client = openssl(files.path(), format!("s_client -connect {address} -CAfile root.pem {arguments}"));
-    tokio::join!(client, serve).0
+    tokio::join!(client, serve)
 }
 
 async fn openssl(directory: &Path, arguments: String) -> String {
@@ -75,13 +87,15 @@ async fn sni_is_ignored() {
 
 #[tokio::test]
 async fn tls_1_2_is_refused() {
-    let said = s_client(&format!("{CERTIFIED} -tls1_2")).await;
+    let (said, told) = s_client_and_server(&format!("{CERTIFIED} -tls1_2")).await;
+    assert!(told.unwrap().starts_with("the peer's TLS is not what the mesh speaks, TLS 1.3"));
     assert!(!said.contains("welcome") && said.contains("protocol version"), "{said}");
 }
 
 #[tokio::test]
 async fn a_client_without_a_certificate_is_refused() {
-    let said = s_client("-ign_eof").await;
+    let (said, told) = s_client_and_server("-ign_eof").await;
+    assert_eq!(told.unwrap(), "the peer presented no certificate: it is not of a mesh");
     assert!(!said.contains("welcome") && said.contains("certificate required"), "{said}");
 }
 
