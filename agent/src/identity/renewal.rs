@@ -21,7 +21,7 @@ const MAX_BACKOFF: Duration = Duration::from_secs(150);
 /// However short-lived the certificates are, the authority is not asked more often.
 const MIN_RENEWAL: Duration = Duration::from_secs(1);
 /// The longest sleep without a look at the wall clock, which may have been set meanwhile, or the machine suspended.
-const MAX_SLEEP: Duration = Duration::from_secs(60);
+const MAX_SLEEP: Duration = Duration::from_secs(5 * 60);
 /// An authority that does not answer is taken for one that failed.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 
