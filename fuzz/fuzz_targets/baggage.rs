@@ -1,0 +1,8 @@
+//! Whatever parses as `Baggage` prints to the same value.
+
+#![no_main]
+
+use culvert_core::hbone::Baggage;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|input: &[u8]| culvert_fuzz::survives_printing::<Baggage>(input));

@@ -1,0 +1,8 @@
+//! Whatever parses as `Forwarded` prints to the same value.
+
+#![no_main]
+
+use culvert_core::hbone::Forwarded;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|input: &[u8]| culvert_fuzz::survives_printing::<Forwarded>(input));

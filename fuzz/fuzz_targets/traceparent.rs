@@ -1,0 +1,8 @@
+//! Whatever parses as `Traceparent` prints to the same value.
+
+#![no_main]
+
+use culvert_core::hbone::Traceparent;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|input: &[u8]| culvert_fuzz::survives_printing::<Traceparent>(input));
