@@ -20,7 +20,9 @@ impl Budget {
     /// A broken rule that we answer by a reset (CVE-2025-8671).
     pub(super) const STREAM_ERROR: u16 = 10;
     /// A DATA frame sent: a peer may send two WINDOW_UPDATE and a PING for each.
-    pub(super) const DATA_SENT: u16 = 3;
+    const DATA_SENT: usize = 3;
+    /// And two WINDOW_UPDATE for as many bytes of it (Go's HTTP/2 sends them for every 4 KiB that it reads).
+    const DATA_PER_UPDATE: usize = 2048;
 
     /// Pays for something the peer did.
     pub(super) fn spend(&mut self, cost: u16) -> Result<(), ConnectionError> {
@@ -33,7 +35,12 @@ impl Budget {
 
     /// Gives some back for progress.
     pub(super) fn earn(&mut self, worth: u16) {
-        self.0 = (self.0 + worth).min(Self::FULL);
+        self.0 = self.0.saturating_add(worth).min(Self::FULL);
+    }
+
+    /// Gives some back for a DATA frame of `len` bytes that we sent.
+    pub(super) fn earn_sent(&mut self, len: usize) {
+        self.earn(u16::try_from(Self::DATA_SENT + 2 * (len / Self::DATA_PER_UPDATE)).unwrap_or(Self::FULL));
     }
 }
 

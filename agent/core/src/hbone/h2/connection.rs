@@ -192,7 +192,7 @@ impl Connection {
         // Fits, as a window does.
         open.send_window -= len as i32;
         self.send_window -= len as i32;
-        self.budget.earn(Budget::DATA_SENT);
+        self.budget.earn_sent(len);
         if end_stream {
             self.close_local(stream.0);
         }

@@ -82,6 +82,19 @@ fn window_updates_for_data_that_was_sent_are_never_a_flood() {
 }
 
 #[test]
+fn a_peer_that_updates_its_windows_every_4_kib_is_no_flood() {
+    let wide = [(setting::MAX_FRAME_SIZE, 1 << 20), (setting::INITIAL_WINDOW_SIZE, 4 << 20)];
+    let mut client = client_with(1, &wide);
+    events(&mut client, &window_update(0, 4 << 20));
+    for _ in 0..100 {
+        client.data_header(StreamId(1), 1 << 20, false).unwrap();
+        for _ in 0..256 {
+            events(&mut client, &[window_update(0, 4096), window_update(1, 4096)].concat());
+        }
+    }
+}
+
+#[test]
 fn a_keepalive_restores_the_allowance() {
     let mut server = server();
     for _ in 0..50_000 / 1000 {
