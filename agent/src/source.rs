@@ -1,1 +1,141 @@
-//! To come.
+//! Where objects come from: a directory of YAML files, which is watched.
+//!
+//! What objects mean is none of this module's business: it hands on which are there, which have changed and which are
+//! gone. The one thing that it decides is what to do about a file that cannot be read: its objects stay as they were.
+
+mod scan;
+#[cfg(test)]
+mod tests;
+mod watch;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use culvert_api::Object;
+use culvert_api::yaml::{Mistake, Parsed};
+use culvert_core::mesh::Change;
+use serde::Serialize;
+use tokio::sync::{mpsc, watch as state};
+
+pub use scan::Scanner;
+
+/// A directory whose `*.yaml` and `*.yml` files hold objects, watched for changes.
+#[derive(Debug)]
+pub struct Directory {
+    changes: mpsc::Receiver<Vec<Change>>,
+    status: state::Receiver<Arc<Status>>,
+}
+
+/// Why a directory cannot be watched.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// It is not there, or not a directory, or may not be read.
+    #[error("{path}: {error}: name a directory of YAML files that can be read")]
+    Unreadable {
+        /// The directory.
+        path: PathBuf,
+        /// What the system says.
+        error: std::io::Error,
+    },
+    /// The thread that watches it cannot be started.
+    #[error("cannot start the thread that watches {path}: {error}")]
+    Thread {
+        /// The directory.
+        path: PathBuf,
+        /// What the system says.
+        error: std::io::Error,
+    },
+}
+
+/// What is known of a directory and its files.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Status {
+    /// What is wrong with the directory as a whole; its objects stay as they were.
+    pub problem: Option<String>,
+    /// Its files, by name.
+    pub files: Vec<FileStatus>,
+}
+
+/// What is known of one file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FileStatus {
+    /// Its path.
+    pub path: String,
+    /// How many objects it holds.
+    pub objects: usize,
+    /// Whether those are from before it was broken.
+    pub stale: bool,
+    /// What is wrong with it.
+    pub mistakes: Vec<Mistake>,
+}
+
+/// Something wrong in a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FileError {
+    /// The file.
+    pub path: String,
+    /// What is wrong with it.
+    pub mistake: Mistake,
+}
+
+impl fmt::Display for FileError {
+    /// `policies.yaml:12:3: what is wrong and the cure`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.path, self.mistake)
+    }
+}
+
+impl Status {
+    /// Everything that is wrong with files.
+    pub fn errors(&self) -> impl Iterator<Item = FileError> + '_ {
+        self.files.iter().flat_map(|file| {
+            let with_path = |mistake: &Mistake| FileError { path: file.path.clone(), mistake: mistake.clone() };
+            file.mistakes.iter().map(with_path)
+        })
+    }
+}
+
+impl Directory {
+    /// Starts to read and watch `path`. Files within may be broken; the directory has to be there.
+    ///
+    /// # Errors
+    /// When it cannot be read, or no thread can be started.
+    pub fn open(path: &Path) -> Result<Self, SourceError> {
+        std::fs::read_dir(path).map_err(|error| SourceError::Unreadable { path: path.to_owned(), error })?;
+        let (changes_to, changes) = mpsc::channel(16);
+        let (status_to, status) = state::channel(Arc::default());
+        watch::spawn(path.to_owned(), changes_to, status_to)
+            .map_err(|error| SourceError::Thread { path: path.to_owned(), error })?;
+        Ok(Self { changes, status })
+    }
+
+    /// The next changes; the first ones are all objects that are there, once every file has been read, even if there
+    /// are none. `None` once the thread that watches has ended.
+    pub async fn next(&mut self) -> Option<Vec<Change>> {
+        self.changes.recv().await
+    }
+
+    /// What is known of the files, for the admin endpoint.
+    pub fn status(&self) -> state::Receiver<Arc<Status>> {
+        self.status.clone()
+    }
+}
+
+/// Reads the objects of a directory once. What is wrong with single files is said beside what the others hold.
+///
+/// # Errors
+/// When the directory cannot be read.
+pub fn load_directory(path: &Path) -> Result<(Vec<Object>, Vec<FileError>), SourceError> {
+    std::fs::read_dir(path).map_err(|error| SourceError::Unreadable { path: path.to_owned(), error })?;
+    let mut scanner = Scanner::new(path.to_owned());
+    let changes = scanner.scan();
+    let objects = changes.into_iter().filter_map(|change| match change {
+        Change::Upsert(object) => Some(object),
+        Change::Remove(_) => None,
+    });
+    Ok((objects.collect(), scanner.status().errors().collect()))
+}
+
+/// What is made of a file before its place among the others is known.
+type Contents = Parsed;

@@ -1,0 +1,280 @@
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use culvert_api::yaml::Gravity;
+
+use super::*;
+
+/// A directory of its own, removed at the end.
+struct TempDir(PathBuf);
+
+impl TempDir {
+    fn new(test: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("culvert-source-{test}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        // As editors and tools do it.
+        let temporary = self.0.join(format!(".{name}.tmp"));
+        std::fs::write(&temporary, text).unwrap();
+        std::fs::rename(temporary, self.0.join(name)).unwrap();
+    }
+
+    fn remove(&self, name: &str) {
+        std::fs::remove_file(self.0.join(name)).unwrap();
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn pod(name: &str, account: &str) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec: {{containers: [], serviceAccountName: {account}}}\n"
+    )
+}
+
+/// Pods by name with their accounts, as the changes so far leave them.
+#[derive(Default)]
+struct Seen(BTreeMap<String, String>);
+
+impl Seen {
+    fn apply(&mut self, changes: Vec<Change>) {
+        for change in changes {
+            match change {
+                Change::Upsert(Object::Pod(pod)) => {
+                    let account = pod.spec.unwrap().service_account_name.unwrap();
+                    self.0.insert(pod.metadata.name.unwrap(), account);
+                }
+                Change::Upsert(other) => panic!("{other:?}"),
+                Change::Remove(object) => {
+                    self.0.remove(&*object.name).expect("removed what was there");
+                }
+            }
+        }
+    }
+
+    fn is(&self, expected: &[(&str, &str)]) -> bool {
+        self.0.iter().map(|(name, account)| (name.as_str(), account.as_str())).eq(expected.iter().copied())
+    }
+}
+
+/// Looks until nothing is being written any more.
+fn scan(scanner: &mut Scanner, seen: &mut Seen) {
+    loop {
+        seen.apply(scanner.scan());
+        if !scanner.is_unsettled() {
+            return;
+        }
+    }
+}
+
+fn errors(scanner: &Scanner) -> Vec<String> {
+    let name = |error: FileError| {
+        let file = error.path.rsplit('/').next().unwrap().to_owned();
+        format!("{file}:{}:{:?}", error.mistake.place, error.mistake.gravity)
+    };
+    scanner.status().errors().map(name).collect()
+}
+
+#[test]
+fn files_come_change_and_go() {
+    let directory = TempDir::new("files");
+    let (mut scanner, mut seen) = (Scanner::new(directory.0.clone()), Seen::default());
+    directory.write("a.yaml", &(pod("a", "x") + &pod("b", "x")));
+    directory.write("b.yml", &pod("c", "x"));
+    directory.write("c.json", &pod("d", "x"));
+    directory.write(".hidden.yaml", &pod("e", "x"));
+    std::fs::create_dir(directory.0.join("sub")).unwrap();
+    std::fs::write(directory.0.join("sub/d.yaml"), pod("f", "x")).unwrap();
+    scan(&mut scanner, &mut seen);
+    assert!(seen.is(&[("a", "x"), ("b", "x"), ("c", "x"), ("f", "x")]), "{:?}", seen.0);
+
+    directory.write("a.yaml", &pod("a", "y"));
+    directory.remove("b.yml");
+    scan(&mut scanner, &mut seen);
+    assert!(seen.is(&[("a", "y"), ("f", "x")]), "{:?}", seen.0);
+    assert!(scanner.scan().is_empty());
+}
+
+#[test]
+fn a_broken_file_keeps_its_last_good_objects_and_no_other_files() {
+    let directory = TempDir::new("broken");
+    let (mut scanner, mut seen) = (Scanner::new(directory.0.clone()), Seen::default());
+    directory.write("a.yaml", &pod("a", "x"));
+    directory.write("b.yaml", &pod("b", "x"));
+    scan(&mut scanner, &mut seen);
+
+    directory.write("a.yaml", &format!("{}---\nkind: [\n", pod("c", "y")));
+    directory.write("b.yaml", &pod("b", "y"));
+    scan(&mut scanner, &mut seen);
+    assert!(seen.is(&[("a", "x"), ("b", "y")]), "{:?}", seen.0);
+    assert!(scanner.status().files[0].stale);
+    assert_eq!(errors(&scanner).len(), 1);
+
+    directory.write("a.yaml", &pod("c", "y"));
+    scan(&mut scanner, &mut seen);
+    assert!(seen.is(&[("b", "y"), ("c", "y")]), "{:?}", seen.0);
+    assert_eq!(errors(&scanner), [""; 0]);
+}
+
+#[test]
+fn a_file_that_was_never_whole_is_taken_as_far_as_it_goes() {
+    let directory = TempDir::new("partial");
+    let (mut scanner, mut seen) = (Scanner::new(directory.0.clone()), Seen::default());
+    directory.write("a.yaml", &format!("{}---\nkind: [\n{}", pod("a", "x"), pod("b", "x")));
+    scan(&mut scanner, &mut seen);
+    assert!(seen.is(&[("a", "x"), ("b", "x")]), "{:?}", seen.0);
+    assert_eq!(errors(&scanner).len(), 1);
+}
+
+#[test]
+fn an_unknown_kind_does_not_hold_up_the_rest_of_its_file() {
+    let directory = TempDir::new("unknown");
+    let (mut scanner, mut seen) = (Scanner::new(directory.0.clone()), Seen::default());
+    directory.write("a.yaml", &pod("a", "x"));
+    scan(&mut scanner, &mut seen);
+    directory
+        .write("a.yaml", &format!("apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: d}}\n{}", pod("a", "y")));
+    scan(&mut scanner, &mut seen);
+    assert!(seen.is(&[("a", "y")]), "{:?}", seen.0);
+    assert_eq!(errors(&scanner), ["a.yaml:2:7:LeftOut"]);
+}
+
+#[test]
+fn an_object_in_two_files_is_the_first_ones_until_that_lets_go() {
+    let directory = TempDir::new("twice");
+    let (mut scanner, mut seen) = (Scanner::new(directory.0.clone()), Seen::default());
+    directory.write("b.yaml", &pod("a", "b"));
+    scan(&mut scanner, &mut seen);
+    directory.write("a.yaml", &pod("a", "a"));
+    directory.write("c.yaml", &pod("a", "c"));
+    scan(&mut scanner, &mut seen);
+    assert!(seen.is(&[("a", "a")]), "{:?}", seen.0);
+    assert_eq!(errors(&scanner), ["b.yaml:2:1:LeftOut", "c.yaml:2:1:LeftOut"]);
+
+    directory.remove("a.yaml");
+    scan(&mut scanner, &mut seen);
+    assert!(seen.is(&[("a", "b")]), "{:?}", seen.0);
+    directory.remove("b.yaml");
+    scan(&mut scanner, &mut seen);
+    assert!(seen.is(&[("a", "c")]), "{:?}", seen.0);
+    assert_eq!(errors(&scanner), [""; 0]);
+}
+
+#[test]
+fn a_directory_that_disappears_keeps_its_objects_and_says_so() {
+    let directory = TempDir::new("gone");
+    let (mut scanner, mut seen) = (Scanner::new(directory.0.clone()), Seen::default());
+    directory.write("a.yaml", &pod("a", "x"));
+    scan(&mut scanner, &mut seen);
+    std::fs::remove_dir_all(&directory.0).unwrap();
+    scan(&mut scanner, &mut seen);
+    assert!(seen.is(&[("a", "x")]), "{:?}", seen.0);
+    assert!(scanner.status().problem.unwrap().contains("stay as they were"));
+
+    std::fs::create_dir_all(&directory.0).unwrap();
+    directory.write("b.yaml", &pod("b", "x"));
+    scan(&mut scanner, &mut seen);
+    assert!(seen.is(&[("b", "x")]), "{:?}", seen.0);
+    assert_eq!(scanner.status().problem, None);
+}
+
+#[test]
+fn what_is_not_a_file_of_bounded_size_is_refused_in_one_line() {
+    let directory = TempDir::new("odd");
+    let (mut scanner, mut seen) = (Scanner::new(directory.0.clone()), Seen::default());
+    directory.write("big.yaml", &"# x\n".repeat(3 << 20));
+    std::fs::write(directory.0.join("binary.yaml"), [0xff, 0xfe, 0, 1]).unwrap();
+    directory.write("empty.yaml", "");
+    nix::unistd::mkfifo(&directory.0.join("fifo.yaml"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    std::os::unix::fs::symlink("/nowhere", directory.0.join("link.yaml")).unwrap();
+    directory.write("z.yaml", &pod("a", "x"));
+    scan(&mut scanner, &mut seen);
+    assert!(seen.is(&[("a", "x")]), "{:?}", seen.0);
+    let expected = ["big.yaml", "binary.yaml", "fifo.yaml", "link.yaml"].map(|file| format!("{file}:1:1:Broken"));
+    assert_eq!(errors(&scanner), expected);
+}
+
+#[test]
+fn a_directory_is_loaded_once_for_the_command_line() {
+    let directory = TempDir::new("load");
+    directory.write("a.yaml", &(pod("a", "x") + "---\nfoo: [\n"));
+    let (objects, errors) = load_directory(&directory.0).unwrap();
+    assert_eq!((objects.len(), errors.len()), (1, 1));
+    assert_eq!(errors[0].mistake.gravity, Gravity::Broken);
+    assert!(errors[0].to_string().contains("a.yaml:"));
+    assert!(load_directory(&directory.0.join("no")).is_err());
+}
+
+/// Takes changes until the pods are `expected`.
+async fn until(source: &mut Directory, seen: &mut Seen, expected: &[(&str, &str)]) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while !seen.is(expected) {
+        let changes = tokio::time::timeout_at(deadline, source.next()).await;
+        seen.apply(changes.unwrap_or_else(|_| panic!("{:?} is not {expected:?}", seen.0)).unwrap());
+    }
+}
+
+#[tokio::test]
+async fn an_edit_takes_effect_within_a_second() {
+    let directory = TempDir::new("edit");
+    directory.write("a.yaml", &pod("a", "x"));
+    let (mut source, mut seen) = (Directory::open(&directory.0).unwrap(), Seen::default());
+    seen.apply(source.next().await.unwrap());
+    assert!(seen.is(&[("a", "x")]), "{:?}", seen.0);
+
+    let started = std::time::Instant::now();
+    directory.write("a.yaml", &pod("a", "y"));
+    until(&mut source, &mut seen, &[("a", "y")]).await;
+    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn the_first_changes_come_even_if_there_are_none() {
+    let directory = TempDir::new("none");
+    let mut source = Directory::open(&directory.0).unwrap();
+    let first = tokio::time::timeout(Duration::from_secs(10), source.next()).await.unwrap().unwrap();
+    assert!(first.is_empty());
+}
+
+#[tokio::test]
+async fn a_config_map_volume_is_followed_through_its_links() {
+    let directory = TempDir::new("configmap");
+    let revision = |name: &str, account: &str| {
+        std::fs::create_dir(directory.0.join(name)).unwrap();
+        std::fs::write(directory.0.join(name).join("a.yaml"), pod("a", account)).unwrap();
+        std::os::unix::fs::symlink(name, directory.0.join("..data_tmp")).unwrap();
+        std::fs::rename(directory.0.join("..data_tmp"), directory.0.join("..data")).unwrap();
+    };
+    revision("..1", "x");
+    std::os::unix::fs::symlink("..data/a.yaml", directory.0.join("a.yaml")).unwrap();
+    let (mut source, mut seen) = (Directory::open(&directory.0).unwrap(), Seen::default());
+    until(&mut source, &mut seen, &[("a", "x")]).await;
+    revision("..2", "y");
+    until(&mut source, &mut seen, &[("a", "y")]).await;
+}
+
+#[tokio::test]
+async fn a_directory_that_comes_back_is_watched_again() {
+    let directory = TempDir::new("back");
+    directory.write("a.yaml", &pod("a", "x"));
+    let (mut source, mut seen) = (Directory::open(&directory.0).unwrap(), Seen::default());
+    until(&mut source, &mut seen, &[("a", "x")]).await;
+    let mut status = source.status();
+    std::fs::remove_dir_all(&directory.0).unwrap();
+    let gone = status.wait_for(|status| status.problem.is_some());
+    tokio::time::timeout(Duration::from_secs(10), gone).await.unwrap().unwrap();
+    std::fs::create_dir_all(&directory.0).unwrap();
+    directory.write("a.yaml", &pod("a", "y"));
+    until(&mut source, &mut seen, &[("a", "y")]).await;
+    directory.write("a.yaml", &pod("a", "z"));
+    until(&mut source, &mut seen, &[("a", "z")]).await;
+}
