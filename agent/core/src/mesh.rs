@@ -11,7 +11,7 @@ mod selectors;
 mod services;
 mod snapshot;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod vips;
 mod workloads;
 
