@@ -79,10 +79,13 @@ fn boot(image: &Path, initramfs: &Path, series: &str) -> Result<bool> {
     let console = String::from_utf8_lossy(&output.stdout);
     let log = directory().join(format!("console-{series}.log"));
     fs::write(&log, console.as_bytes())?;
-    for line in console.lines().filter(|line| line.starts_with("proven: ") || line.starts_with("selftest: ")) {
+    // The firmware's escape sequences may stand before the first of our lines.
+    let ours = |line: &'_ str| ["proven: ", "selftest: "].iter().find_map(|word| line.find(word));
+    let lines: Vec<_> = console.lines().filter_map(|line| Some(line[ours(line)?..].trim_end())).collect();
+    for line in &lines {
         println!("  {line}");
     }
-    let passed = console.lines().any(|line| line.trim() == "selftest: passed");
+    let passed = lines.contains(&"selftest: passed");
     if !passed {
         println!("  the console: {}", log.display());
     }
