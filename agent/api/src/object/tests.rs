@@ -96,3 +96,20 @@ fn a_status_is_read() {
     value["status"] = json!({"observedGeneration": "3", "validationMessages": [{"type": {"code": "IST0001"}}]});
     assert_eq!(Object::from_value(value).unwrap().1, []);
 }
+
+#[test]
+fn the_crds_can_be_generated_and_hold_every_field() {
+    use kube::CustomResourceExt as _;
+    let fields = |crd: k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition| {
+        let schema = crd.spec.versions[0].schema.as_ref().unwrap().open_api_v3_schema.as_ref().unwrap();
+        let spec = &schema.properties.as_ref().unwrap()["spec"];
+        spec.properties.as_ref().unwrap().keys().cloned().collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(fields(AuthorizationPolicy::crd()), "action provider rules selector targetRef targetRefs");
+    assert_eq!(fields(PeerAuthentication::crd()), "mtls portLevelMtls selector");
+    assert_eq!(
+        fields(ServiceEntry::crd()),
+        "addresses endpoints exportTo hosts location ports resolution subjectAltNames workloadSelector"
+    );
+    assert_eq!(fields(WorkloadEntry::crd()), "address labels locality network ports serviceAccount weight");
+}

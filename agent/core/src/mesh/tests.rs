@@ -153,6 +153,13 @@ fn a_pod_that_has_ended_is_gone() {
 }
 
 #[test]
+fn a_pod_of_a_file_without_an_address_is_reported() {
+    let snapshot = mesh(&SHOP.replace("status: {podIPs", "status: {hostIPs")).snapshot();
+    assert_eq!(snapshot.workloads().len(), 0);
+    assert!(messages(&snapshot)[0].contains("Pod shop/cart-1: status.podIPs: missing"));
+}
+
+#[test]
 fn a_pod_that_is_not_ready_is_an_endpoint_that_is_not_ready() {
     let cart = key("shop", "cart.shop.svc.cluster.local");
     for change in [

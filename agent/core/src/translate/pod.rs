@@ -22,6 +22,10 @@ pub(crate) fn translate(pod: &Pod, interner: &mut Interner, findings: &mut Findi
     }
     let addresses = addresses(status, findings);
     if addresses.is_empty() {
+        // Usual for a pod that is starting; in a file nothing will ever fill it in.
+        if metadata::annotation(meta, annotation::NETNS).is_some() {
+            findings.error("status.podIPs", "missing: the pod is not in the mesh until it has an address");
+        }
         return None;
     }
     let (namespace, name) = (findings.object.namespace.clone(), findings.object.name.clone());
