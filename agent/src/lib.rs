@@ -16,6 +16,7 @@ pub mod config;
 pub mod enrolment;
 pub mod hbone;
 pub mod identity;
+pub mod node;
 pub mod proxy;
 pub mod redirect;
 pub mod source;

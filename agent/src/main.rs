@@ -1,2 +1,78 @@
-//! To come.
-fn main() {}
+//! `culvert`: the node agent (role `node`).
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+use culvert::config::{Cli, EXIT_CONFIG, NodeConfig, Role, one_line};
+use culvert::node::Node;
+use culvert::telemetry::logging;
+use tokio::signal::unix::{SignalKind, signal};
+
+fn main() -> ExitCode {
+    let role = match Cli::try_parse() {
+        Ok(cli) => cli.role,
+        Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
+            print!("{error}");
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => return bad_configuration(&one_line(&error)),
+    };
+    match role {
+        Role::Node(config) => node(config),
+    }
+}
+
+/// The life of a node agent.
+fn node(config: NodeConfig) -> ExitCode {
+    if let Err(error) = config.check() {
+        return bad_configuration(&error.to_string());
+    }
+    let log = match logging::init(config.log_format, &config.log_level) {
+        Ok(log) => log,
+        Err(error) => return bad_configuration(&format!("--log-level: {error}")),
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&error.into()),
+    };
+    runtime.block_on(async {
+        tracing::info!(version = env!("CARGO_PKG_VERSION"), node = config.node_name, "culvert node");
+        let node = match Node::build(config, log).await {
+            Ok(node) => node,
+            Err(error) => return failed(&error),
+        };
+        let [admin, metrics, readiness] = node.addresses();
+        tracing::info!(%admin, %metrics, %readiness, "listening");
+        match node.run(stop_signal()).await {
+            Ok(()) => {
+                tracing::info!("stopped");
+                ExitCode::SUCCESS
+            }
+            Err(error) => failed(&error),
+        }
+    })
+}
+
+/// Resolves when the process is asked to stop.
+async fn stop_signal() {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        // Without handlers the signals end the process, which is what they are for.
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+fn bad_configuration(line: &str) -> ExitCode {
+    eprintln!("culvert: {line}");
+    ExitCode::from(EXIT_CONFIG)
+}
+
+fn failed(error: &anyhow::Error) -> ExitCode {
+    eprintln!("culvert: {error:#}");
+    ExitCode::FAILURE
+}

@@ -2,6 +2,7 @@
 //!
 //! | module | what it is for |
 //! |---|---|
+//! | [`control`] | the proxies of every pod of the node |
 //! | [`pod`] | what a pod's proxies share, and their life |
 //! | `outbound` | what the pod's applications dial: a tunnel, or a plain connection from inside the pod |
 //! | `inbound` | tunnels that peers open to the pod, and the judgement of their streams |
@@ -11,6 +12,7 @@
 //! | `pump` | copying between two plain connections |
 
 mod accept;
+pub mod control;
 mod inbound;
 pub mod live;
 mod outbound;

@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 use super::client::keepalive;
 use super::handshake::{self, HandshakeError};
 use super::tunnel::{Accept, Handle, Role, Tunnel};
+use crate::ca::{CertificateId, certificate_ids};
 use crate::identity::{PeerError, TrustDomains, verify_peer};
 
 /// How long a peer has for its handshake.
@@ -31,6 +32,14 @@ pub enum AcceptError {
     Slow,
 }
 
+/// Who opened a tunnel.
+pub struct Peer {
+    /// The identity that its certificate proves.
+    pub identity: Arc<Identity>,
+    /// Its certificates, for when one is revoked.
+    pub certificate: Arc<[CertificateId]>,
+}
+
 /// Does the server's side of the handshake on `socket` and returns the tunnel, to be awaited, with its handle.
 /// `acceptor` makes the judge of its streams once the peer is known.
 ///
@@ -41,7 +50,7 @@ pub async fn accept<A: Accept + 'static>(
     config: Arc<ServerConfig>,
     trusted: &TrustDomains,
     now: std::time::SystemTime,
-    acceptor: impl FnOnce(Arc<Identity>) -> A,
+    acceptor: impl FnOnce(Peer) -> A,
 ) -> Result<(Tunnel, Handle), AcceptError> {
     let io = TcpStream::from_std(socket).map_err(HandshakeError::from)?;
     io.set_nodelay(true).map_err(HandshakeError::from)?;
@@ -50,6 +59,9 @@ pub async fn accept<A: Accept + 'static>(
         Ok(established) => established?,
         Err(_) => return Err(AcceptError::Slow),
     };
-    let peer = Arc::new(verify_peer(&established.peer, trusted, now)?);
+    let peer = Peer {
+        identity: Arc::new(verify_peer(&established.peer, trusted, now)?),
+        certificate: certificate_ids(&established.peer).as_slice().into(),
+    };
     Ok(Tunnel::new(established, Role::Server(Arc::new(acceptor(peer))), MAX_STREAMS))
 }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use culvert_core::address::ClientAddr;
 use culvert_core::hbone::h2::Request;
 use culvert_core::hbone::{Authority, Forwarded};
-use culvert_core::identity::Identity;
 use culvert_core::mesh::Snapshot;
 use culvert_core::policy::{Call, authorize};
 use culvert_core::service::Service;
@@ -16,7 +15,7 @@ use super::accept::Incoming;
 use super::live::Admission;
 use super::pod::{Pod, is_own_port};
 use crate::hbone::client::start_connect;
-use crate::hbone::server;
+use crate::hbone::server::{self, Peer};
 use crate::hbone::tunnel::{Accept, Accepted};
 use crate::telemetry::{ConnectionInfo, Direction, HboneTarget, Outcome, ResponseFlags, SecurityPolicy};
 
@@ -33,7 +32,7 @@ pub(super) fn serve(pod: &Arc<Pod>, incoming: Incoming) {
         let Incoming { socket, remote, local } = incoming;
         let trusted = pod.shared.certificates.trust_domains();
         let now = pod.shared.certificates.clock().now();
-        let judge = |principal| Judge { pod: pod.clone(), principal, remote, local };
+        let judge = |peer| Judge { pod: pod.clone(), peer, remote, local };
         match server::accept(socket, certificate.server.clone(), &trusted, now, judge).await {
             Ok((tunnel, handle)) => {
                 let _serving = pod.serving(handle);
@@ -49,7 +48,7 @@ pub(super) fn serve(pod: &Arc<Pod>, incoming: Incoming) {
 /// Judges the streams of one tunnel.
 struct Judge {
     pod: Arc<Pod>,
-    principal: Arc<Identity>,
+    peer: Peer,
     remote: SocketAddr,
     local: SocketAddr,
 }
@@ -82,13 +81,13 @@ impl Judge {
     fn admit(&self, request: &Request, destination: SocketAddr) -> Accepted {
         let pod = &self.pod;
         let Some((snapshot, workload)) = pod.look() else { return Accepted::Refuse(503) };
-        let call = Call { principal: Some(&self.principal), source_ip: self.remote.ip(), destination };
+        let call = Call { principal: Some(&self.peer.identity), source_ip: self.remote.ip(), destination };
         let decision = authorize(&snapshot, &workload, &call);
         let record = pod.shared.telemetry.connection(ConnectionInfo {
             direction: Direction::Inbound,
             source_addr: self.remote,
             source: snapshot.workload_by_address(self.remote.ip()).cloned(),
-            source_identity: Some(self.principal.clone()),
+            source_identity: Some(self.peer.identity.clone()),
             destination_addr: destination,
             hbone_target: Some(HboneTarget::Addr(destination)),
             destination: Some(workload.clone()),
@@ -107,9 +106,10 @@ impl Judge {
         match dialled {
             Ok(app) => {
                 let admission = Admission::Inbound {
-                    principal: Some(self.principal.clone()),
+                    principal: Some(self.peer.identity.clone()),
                     source_ip: self.remote.ip(),
                     destination,
+                    certificate: self.peer.certificate.clone(),
                 };
                 let flow = pod.connections.admit(admission, record);
                 let baggage = pod.baggage(&workload);

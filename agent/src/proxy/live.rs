@@ -10,6 +10,7 @@ use culvert_core::address::OriginalDst;
 use culvert_core::identity::Identity;
 use serde::Serialize;
 
+use crate::ca::CertificateId;
 use crate::telemetry::{ConnectionRecord, Direction, Outcome, ResponseFlags};
 
 /// Why a connection is ended from outside.
@@ -48,6 +49,8 @@ pub enum Admission {
         source_ip: IpAddr,
         /// The pod's address and port.
         destination: SocketAddr,
+        /// The certificates that proved it, in case one is revoked.
+        certificate: Arc<[CertificateId]>,
     },
     /// Out of the pod.
     Outbound {

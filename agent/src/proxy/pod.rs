@@ -15,10 +15,11 @@ use tokio::sync::watch;
 use super::accept::{Incoming, accept};
 use super::live::{Connections, EndReason};
 use super::{inbound, outbound, plaintext};
+use crate::enrolment::ProxyPod;
 use crate::hbone::client::Pool;
 use crate::hbone::tunnel::Handle;
 use crate::identity::{CertificateHandle, CertificateStore};
-use crate::redirect::{Listeners, PodNetns};
+use crate::redirect::PodNetns;
 use crate::telemetry::Telemetry;
 use crate::workers::Workers;
 
@@ -61,13 +62,8 @@ type WorkloadBaggage = Option<Arc<Workload>>;
 
 impl PodProxy {
     /// Starts the proxies on the pod's listeners.
-    pub fn start(
-        shared: Shared,
-        workload: WorkloadUid,
-        identity: Arc<Identity>,
-        netns: Arc<PodNetns>,
-        listeners: Listeners,
-    ) -> Self {
+    pub fn start(shared: Shared, pod: ProxyPod) -> Self {
+        let ProxyPod { workload, identity, netns, listeners, .. } = pod;
         let home = shared.workers.assign();
         let certificate = shared.certificates.handle(&identity);
         let pool = Pool::new(

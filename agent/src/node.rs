@@ -1,0 +1,193 @@
+//! The role `node`: everything the node agent is made of, put together.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use culvert_core::mesh::{Mesh, Snapshot};
+use tokio::sync::{mpsc, watch};
+
+use crate::admin::{self, AdminState, Endpoint, Report};
+use crate::ca::DirectoryCa;
+use crate::config::NodeConfig;
+use crate::enrolment::{self, Identities, States};
+use crate::identity::{CertificateStore, StoreOptions, TrustDomains};
+use crate::proxy::control::Proxies;
+use crate::proxy::pod::Shared;
+use crate::redirect::{self, Redirect};
+use crate::source::Directory;
+use crate::telemetry::logging::LogHandle;
+use crate::telemetry::{AccessLog, Telemetry};
+use crate::workers::Workers;
+
+/// A node agent that is ready to run: configuration read, programs loaded, ports bound.
+pub struct Node {
+    config: NodeConfig,
+    redirect: Arc<Redirect>,
+    certificates: CertificateStore,
+    source: Directory,
+    telemetry: Telemetry,
+    endpoints: [admin::Bound; 3],
+    log: LogHandle,
+}
+
+impl Node {
+    /// Loads the programs, opens the CA and the configuration directory, and binds the ports. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// What is missing, with the cure; nothing is left bound.
+    pub async fn build(config: NodeConfig, log: LogHandle) -> anyhow::Result<Self> {
+        let programs = redirect::Config { cgroup: config.cgroup.clone(), pin_path: config.pin_dir.clone() };
+        let redirect = Arc::new(Redirect::load(programs)?);
+        let authority = DirectoryCa::open(&config.ca_dir).context("--ca-dir")?;
+        let certificates = CertificateStore::new(authority, StoreOptions::default());
+        let source = Directory::open(&config.config_dir).context("--config-dir")?;
+        let access_log = if config.access_log { AccessLog::stdout(config.log_format) } else { AccessLog::off() };
+        let telemetry = Telemetry::new(access_log);
+        let endpoints = [
+            admin::bind(Endpoint::Admin, config.admin_addr).await?,
+            admin::bind(Endpoint::Metrics, config.metrics_addr).await?,
+            admin::bind(Endpoint::Readiness, config.readiness_addr).await?,
+        ];
+        Ok(Self { config, redirect, certificates, source, telemetry, endpoints, log })
+    }
+
+    /// The addresses of the admin, metrics and readiness endpoints.
+    pub fn addresses(&self) -> [SocketAddr; 3] {
+        [self.endpoints[0].address(), self.endpoints[1].address(), self.endpoints[2].address()]
+    }
+
+    /// Serves until `stop` resolves or someone asks `/quitquitquit`, then lets connections finish. The pods stay
+    /// captured: until an agent runs again, their traffic is refused rather than sent in the clear.
+    ///
+    /// # Errors
+    /// The process is out of threads or descriptors.
+    pub async fn run(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let workers = Workers::start(self.config.worker_count()).context("worker threads")?;
+        let mesh = Arc::new(ArcSwap::new(Mesh::new().snapshot()));
+        let shared = Shared {
+            mesh: mesh.clone(),
+            certificates: self.certificates.clone(),
+            telemetry: self.telemetry.clone(),
+            workers,
+        };
+        let proxies = Proxies::new(shared, self.config.drain_seconds);
+        let states = States::default();
+        let (snapshots, followed) = watch::channel(mesh.load_full());
+        let (loaded, is_loaded) = watch::channel(false);
+        let (quit, mut quitting) = mpsc::channel::<()>(1);
+
+        let state = AdminState {
+            config: admin::mesh_members(
+                {
+                    let mesh = mesh.clone();
+                    Arc::new(move || mesh.load_full())
+                },
+                self.certificates.clone(),
+            ),
+            connections: {
+                let proxies = proxies.clone();
+                Report::new(move || proxies.connections())
+            },
+            redirection: redirection(&self.redirect, &states, &self.config.node_name),
+            readiness: readiness(&states, is_loaded),
+            telemetry: self.telemetry.clone(),
+            log: self.log,
+            shutdown: Arc::new(move || {
+                // Full means that it has been asked already.
+                let _ = quit.try_send(());
+            }),
+        };
+        for endpoint in self.endpoints {
+            tokio::spawn(endpoint.serve(state.clone()));
+        }
+        self.telemetry.register_collector(Box::new(crate::telemetry::redirection::RedirectCounters::new({
+            let redirect = self.redirect.clone();
+            move || redirect.counters()
+        })));
+        tokio::spawn(follow_objects(self.source, mesh, snapshots, loaded, self.certificates.clone(), proxies.clone()));
+        tokio::spawn(follow_trust(self.certificates.clone(), proxies.clone()));
+        let context = enrolment::Context {
+            redirect: self.redirect,
+            certificates: self.certificates,
+            proxies: proxies.clone(),
+            states,
+            identities: Identities::default(),
+        };
+        let enrolment = enrolment::run(followed, self.config.node_name, Arc::new(context));
+        tokio::select! {
+            () = enrolment => {}
+            () = stop => tracing::info!("stopping: connections may finish"),
+            _ = quitting.recv() => tracing::info!("stopping on request: connections may finish"),
+        }
+        proxies.stop_all().await;
+        self.telemetry.access_log().flush(std::time::Duration::from_secs(1));
+        Ok(())
+    }
+}
+
+/// Applies what the source says, and has everyone look at the result.
+async fn follow_objects(
+    mut source: Directory,
+    mesh: Arc<ArcSwap<Snapshot>>,
+    snapshots: watch::Sender<Arc<Snapshot>>,
+    loaded: watch::Sender<bool>,
+    certificates: CertificateStore,
+    proxies: Proxies,
+) {
+    let mut state = Mesh::new();
+    while let Some(changes) = source.next().await {
+        for finding in state.apply(changes) {
+            tracing::warn!("{finding}");
+        }
+        let snapshot = state.snapshot();
+        let options = snapshot.options();
+        let trusted = TrustDomains::new(options.trust_domain.clone(), options.trust_domain_aliases.iter().cloned());
+        if *certificates.trust_domains() != trusted {
+            certificates.set_trust_domains(trusted);
+        }
+        mesh.store(snapshot.clone());
+        let ended = proxies.recheck(&snapshot);
+        if ended > 0 {
+            tracing::info!(ended, "connections closed: what allowed them has changed");
+        }
+        snapshots.send_replace(snapshot);
+        loaded.send_replace(true);
+    }
+}
+
+/// Ends connections of peers whose certificates are revoked.
+async fn follow_trust(certificates: CertificateStore, proxies: Proxies) {
+    let mut trust = certificates.trust();
+    while trust.changed().await.is_ok() {
+        let bundle = trust.borrow_and_update().clone();
+        let ended = proxies.revoke(&bundle);
+        if ended > 0 {
+            tracing::warn!(ended, "connections closed: the peer's certificate was revoked");
+        }
+    }
+}
+
+/// `/redirection`: the pods as enrolment sees them and as the programs do.
+fn redirection(redirect: &Arc<Redirect>, states: &States, node: &str) -> Report {
+    let (redirect, states, node) = (redirect.clone(), states.clone(), node.to_owned());
+    Report::new(move || {
+        serde_json::json!({
+            "node": node,
+            "pods": states.list(),
+            "programs": redirect.report(),
+            "counters": redirect.counters(),
+        })
+    })
+}
+
+fn readiness(states: &States, loaded: watch::Receiver<bool>) -> Vec<admin::ReadinessCheck> {
+    let states = states.clone();
+    vec![
+        Arc::new(move || {
+            if *loaded.borrow() { Vec::new() } else { vec!["the configuration has not been read yet".to_owned()] }
+        }),
+        Arc::new(move || states.not_ready()),
+    ]
+}
