@@ -15,6 +15,7 @@ pub mod connection;
 mod labels;
 mod line;
 pub mod logging;
+pub mod redirection;
 mod registry;
 mod samples;
 mod series;

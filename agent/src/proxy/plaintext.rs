@@ -42,7 +42,7 @@ pub(super) fn serve(pod: &Arc<Pod>, incoming: Incoming) {
         return;
     }
     let admission =
-        Admission::Inbound { principal: None, source_ip: incoming.remote.ip(), destination: incoming.local };
+        Admission::Inbound { principal: None, source_ip: incoming.remote.ip(), destination: incoming.local, certificate: [].into() };
     let flow = pod.connections.admit(admission, record);
     let this = pod.clone();
     pod.shared.workers.get(pod.home).spawn(async move {
