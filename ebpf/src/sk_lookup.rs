@@ -7,10 +7,10 @@
 use aya_ebpf::bindings::{BPF_SK_LOOKUP_F_NO_REUSEPORT, bpf_sk_lookup, sk_action};
 use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
-use culvert_ebpf_common::verdict::{self, AF_INET, Lookup};
-use culvert_ebpf_common::{AddressKey, Counter, Ip, ListenerKey, Probe, mapped};
+use culvert_ebpf_common::verdict::{self, Lookup};
+use culvert_ebpf_common::{AddressKey, Counter, Ip, ListenerKey, Probe};
 
-use crate::context::words;
+use crate::context::address;
 use crate::maps::{ADDRESSES, LISTENERS, POD_NETNS, PROBES, count, pod};
 
 const LOOPBACK_IFINDEX: u32 = 1;
@@ -88,10 +88,8 @@ const EXISTS: i32 = -17;
 fn local_ip(ctx: *const bpf_sk_lookup) -> Ip {
     // SAFETY: the context is valid for the program's run.
     unsafe {
-        if (&raw const (*ctx).family).read_volatile() == AF_INET {
-            return mapped((&raw const (*ctx).local_ip4).read_volatile().to_ne_bytes());
-        }
-        words((&raw const (*ctx).local_ip6).cast())
+        let family = (&raw const (*ctx).family).read_volatile();
+        address(family, &raw const (*ctx).local_ip4, (&raw const (*ctx).local_ip6).cast())
     }
 }
 
@@ -99,9 +97,7 @@ fn local_ip(ctx: *const bpf_sk_lookup) -> Ip {
 fn remote_ip(ctx: *const bpf_sk_lookup) -> Ip {
     // SAFETY: the context is valid for the program's run.
     unsafe {
-        if (&raw const (*ctx).family).read_volatile() == AF_INET {
-            return mapped((&raw const (*ctx).remote_ip4).read_volatile().to_ne_bytes());
-        }
-        words((&raw const (*ctx).remote_ip6).cast())
+        let family = (&raw const (*ctx).family).read_volatile();
+        address(family, &raw const (*ctx).remote_ip4, (&raw const (*ctx).remote_ip6).cast())
     }
 }

@@ -8,10 +8,9 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::generated::bpf_get_netns_cookie;
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
-use culvert_ebpf_common::verdict::AF_INET;
-use culvert_ebpf_common::{AddressKey, Counter, HBONE_PORT, Probe, mapped};
+use culvert_ebpf_common::{AddressKey, Counter, HBONE_PORT, Probe};
 
-use crate::context::words;
+use crate::context::address;
 use crate::maps::{ADDRESSES, HOST_NETNS, PROBES, count};
 
 const TCP_CLOSE: u32 = 7;
@@ -55,14 +54,9 @@ fn connecting(ctx: &SockOpsContext) {
 fn probe(ops: *const bpf_sock_ops) -> Probe {
     // SAFETY: the context is valid for the program's run; volatile, or reads merge into what the verifier refuses.
     unsafe {
-        let (pod, host) = if (&raw const (*ops).family).read_volatile() == AF_INET {
-            (
-                mapped((&raw const (*ops).remote_ip4).read_volatile().to_ne_bytes()),
-                mapped((&raw const (*ops).local_ip4).read_volatile().to_ne_bytes()),
-            )
-        } else {
-            (words((&raw const (*ops).remote_ip6).cast()), words((&raw const (*ops).local_ip6).cast()))
-        };
+        let family = (&raw const (*ops).family).read_volatile();
+        let pod = address(family, &raw const (*ops).remote_ip4, (&raw const (*ops).remote_ip6).cast());
+        let host = address(family, &raw const (*ops).local_ip4, (&raw const (*ops).local_ip6).cast());
         Probe {
             pod,
             host,
