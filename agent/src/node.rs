@@ -18,7 +18,7 @@ use crate::proxy::pod::Shared;
 use crate::redirect::{self, Redirect};
 use crate::source::Directory;
 use crate::telemetry::logging::LogHandle;
-use crate::telemetry::{AccessLog, Telemetry};
+use crate::telemetry::{AccessLog, Kind, Sample, Telemetry};
 use crate::workers::Workers;
 
 /// A node agent that is ready to run: configuration read, programs loaded, ports bound.
@@ -78,14 +78,12 @@ impl Node {
         let (loaded, is_loaded) = watch::channel(false);
         let (quit, mut quitting) = mpsc::channel::<()>(1);
 
+        let read_mesh = mesh.clone();
+        let mut dump = admin::mesh_members(Arc::new(move || read_mesh.load_full()), self.certificates.clone());
+        let files = self.source.status();
+        dump.push(("files", Report::new(move || files.borrow().clone())));
         let state = AdminState {
-            config: admin::mesh_members(
-                {
-                    let mesh = mesh.clone();
-                    Arc::new(move || mesh.load_full())
-                },
-                self.certificates.clone(),
-            ),
+            config: dump,
             connections: {
                 let proxies = proxies.clone();
                 Report::new(move || proxies.connections())
@@ -102,10 +100,14 @@ impl Node {
         for endpoint in self.endpoints {
             tokio::spawn(endpoint.serve(state.clone()));
         }
-        self.telemetry.register_collector(Box::new(crate::telemetry::redirection::RedirectCounters::new({
-            let redirect = self.redirect.clone();
-            move || redirect.counters()
-        })));
+        let programs = self.redirect.clone();
+        self.telemetry.register_samples(
+            "culvert_redirection",
+            "What the eBPF programs captured, passed, refused or gave up on",
+            Kind::Counter,
+            move || programs.counters().into_iter().map(sample).collect(),
+        );
+        self.certificates.register_metrics(&self.telemetry);
         tokio::spawn(follow_objects(self.source, mesh, snapshots, loaded, self.certificates.clone(), proxies.clone()));
         tokio::spawn(follow_trust(self.certificates.clone(), proxies.clone()));
         let context = enrolment::Context {
@@ -180,6 +182,11 @@ fn redirection(redirect: &Arc<Redirect>, states: &States, node: &str) -> Report 
             "counters": redirect.counters(),
         })
     })
+}
+
+fn sample(counter: redirect::Counter) -> Sample {
+    let labels = vec![("event", counter.name.to_owned()), ("reason", counter.reason.to_owned())];
+    Sample { labels, value: counter.value }
 }
 
 fn readiness(states: &States, loaded: watch::Receiver<bool>) -> Vec<admin::ReadinessCheck> {

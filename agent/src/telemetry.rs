@@ -15,7 +15,6 @@ pub mod connection;
 mod labels;
 mod line;
 pub mod logging;
-pub mod redirection;
 mod registry;
 mod samples;
 mod series;

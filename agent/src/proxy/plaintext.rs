@@ -41,8 +41,12 @@ pub(super) fn serve(pod: &Arc<Pod>, incoming: Incoming) {
         record.close(Outcome::failed(ResponseFlags::Denied, decision.reason.to_string()));
         return;
     }
-    let admission =
-        Admission::Inbound { principal: None, source_ip: incoming.remote.ip(), destination: incoming.local, certificate: [].into() };
+    let admission = Admission::Inbound {
+        principal: None,
+        source_ip: incoming.remote.ip(),
+        destination: incoming.local,
+        certificate: [].into(),
+    };
     let flow = pod.connections.admit(admission, record);
     let this = pod.clone();
     pod.shared.workers.get(pod.home).spawn(async move {

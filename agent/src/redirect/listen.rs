@@ -1,7 +1,7 @@
 //! The pod's listeners.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
@@ -12,10 +12,9 @@ use super::netns::{Netns, set_int};
 /// again.
 const BACKLOG: i32 = 4096;
 
-/// Where listeners are bound: addresses for documentation (RFC 5737) and for discarding (RFC 6666), which nobody can
-/// dial, as what is dialled in an enrolled pod is steered. Bound to loopback, any process of the pod could connect.
-const NOWHERE_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
-const NOWHERE_V6: Ipv6Addr = Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1);
+/// Where listeners are bound: an address for documentation (RFC 5737), which nobody can dial, as what is dialled in an
+/// enrolled pod is steered. Bound to loopback, any process of the pod could connect.
+const NOWHERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 
 /// Opens the three listeners in `netns`.
 pub(super) fn open(netns: &Netns) -> io::Result<Listeners> {
@@ -30,12 +29,13 @@ fn listener() -> io::Result<TcpListener> {
             // Without it the SYN-ACK, whose source is not the pod's address, is dropped.
             socket.set_ip_transparent_v4(true)?;
             set_int(&socket, libc::SOL_IPV6, libc::IPV6_TRANSPARENT, 1)?;
-            bind(socket, SocketAddr::from((NOWHERE_V6, 0)))
+            // Mapped: bound to a true IPv6 address, the kernel would make the socket IPv6-only.
+            bind(socket, SocketAddr::from((NOWHERE.to_ipv6_mapped(), 0)))
         }
         Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
             let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
             socket.set_ip_transparent_v4(true)?;
-            bind(socket, SocketAddr::from((NOWHERE_V4, 0)))
+            bind(socket, SocketAddr::from((NOWHERE, 0)))
         }
         Err(error) => Err(error),
     }

@@ -141,7 +141,8 @@ impl Needs {
             // The verifier's verdict is at the end of its log.
             ProgramError::LoadError { io_error, verifier_log } => {
                 let log = verifier_log.to_string();
-                let is_statistic = |line: &str| ["processed", "stack depth", "verification time"].iter().any(|s| line.starts_with(s));
+                let is_statistic =
+                    |line: &str| ["processed", "stack depth", "verification time"].iter().any(|s| line.starts_with(s));
                 let last = log.lines().rev().find(|line| !line.is_empty() && !is_statistic(line));
                 (format!("{io_error}: {}", last.unwrap_or("the verifier said nothing")), io_error.raw_os_error())
             }
