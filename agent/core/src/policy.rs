@@ -53,6 +53,7 @@ mod explain;
 mod matcher;
 mod peer_authentication;
 mod rule;
+mod serialize;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

@@ -94,3 +94,11 @@ fn an_allowed_call_allocates_nothing() {
 fn a_decision_is_small() {
     assert!(size_of::<Decision>() <= 160, "{}", size_of::<Decision>());
 }
+
+#[test]
+fn a_dumped_policy_looks_as_it_was_written() {
+    let spec = "{action: DENY, rules: [{from: [{source: {principals: ['*'], requestPrincipals: [x]}}],
+        when: [{key: source.ip, values: [10.0.0.1], notValues: [10.0.0.2]}]}]}";
+    let dumped = serde_json::to_string(&policies(&[spec, "{rules: [{to: [{operation: {paths: [/]}}]}]}"])).unwrap();
+    insta::assert_snapshot!(dumped, @r#"[{"namespace":"shop","name":"p0","action":"DENY","scope":"Namespace","dry_run":false,"rules":[{"from":[{"source.principals":["*"],"unsupported":["spec.rules[0].from[0].source.requestPrincipals"]}],"when[0]":[{"key":"source.ip","values":["10.0.0.1"],"notValues":["10.0.0.2"]}]}]},{"namespace":"shop","name":"p1","action":"ALLOW","scope":"Namespace","dry_run":false,"rules":[{"never":"L4 cannot see spec.rules[0].to[0].operation.paths, so that the rule never matches"}]}]"#);
+}
