@@ -22,7 +22,7 @@ use crate::identity::Identity;
 use crate::mesh::Snapshot;
 use crate::policy::{self, Call};
 use crate::route::outbound::{Hop, Outbound, Upstream, outbound};
-use crate::service::ServiceKey;
+use crate::service::Resolution;
 use crate::workload::{Protocol, Workload};
 
 /// How often the choice among endpoints is repeated, so that each of a service's few is seen.
@@ -226,18 +226,23 @@ fn follow(snapshot: &Snapshot, source: &Arc<Workload>, decided: Outbound) -> Res
             }])
         }
         Upstream::Hbone { peer, authority, expected, through: Hop::Waypoint } => {
-            let binding = match (&decided.service, &decided.workload) {
-                (Some(service), _) if service.waypoint.is_some() => service.waypoint.as_ref(),
-                (_, workload) => workload.as_ref().and_then(|workload| workload.waypoint.as_ref()),
+            let dialled = match authority {
+                Authority::Ip(address) => address,
+                Authority::Host(_, port) => SocketAddr::new(peer.ip(), port),
             };
+            let service = decided.service.filter(|service| service.waypoint.is_some());
+            let known = snapshot.workload_by_address(dialled.ip());
+            let bound = service.as_ref().and_then(|service| service.waypoint.as_ref());
+            let binding = bound.or_else(|| known.and_then(|workload| workload.waypoint.as_ref()));
             path.extend(binding.map(|binding| format!("waypoint/{}", binding.gateway)));
-            // From here on the waypoint calls, under its own name and address.
-            let ends = match (decided.service, decided.workload, authority) {
-                (Some(service), _, authority) => direct::endpoints(snapshot, &service.key, authority_port(&authority))?,
-                (None, workload, Authority::Ip(address)) => vec![(address, workload)],
-                (None, workload, Authority::Host(_, port)) => vec![(SocketAddr::new(peer.ip(), port), workload)],
+            let ends = match service {
+                Some(service) if service.resolution == Resolution::Endpoints => {
+                    direct::endpoints(snapshot, &service.key, dialled.port())?
+                }
+                _ => vec![(dialled, known.cloned())],
             };
-            let arrive = |(destination, workload)| Arrival {
+            // From here on the waypoint calls, under its own name and address.
+            let arrive = |(destination, workload): direct::End| Arrival {
                 path: path.clone(),
                 transport: Transport::Hbone,
                 principal: expected.first().cloned(),
@@ -263,13 +268,6 @@ fn follow(snapshot: &Snapshot, source: &Arc<Workload>, decided: Outbound) -> Res
             destination: SocketAddr::new(IpAddr::from([0, 0, 0, 0]), port),
             workload: None,
         }]),
-    }
-}
-
-fn authority_port(authority: &Authority) -> u16 {
-    match authority {
-        Authority::Ip(address) => address.port(),
-        Authority::Host(_, port) => *port,
     }
 }
 
@@ -340,11 +338,6 @@ fn unroutable(caller: &Caller, reason: String) -> Report {
     };
     let check = Check { at: at.clone(), layer: Layer::L4, decision: Verdict::Deny, policy: None, rule: None, reason };
     Report { outcome: Outcome::Unroutable, transport: None, path: vec![at], checks: vec![check], route: None }
-}
-
-/// A key for messages: `shop/cart.shop.svc.cluster.local` is more than people want to read.
-fn host(key: &ServiceKey) -> &str {
-    &key.hostname
 }
 
 #[cfg(test)]

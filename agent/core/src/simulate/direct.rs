@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::{Arrival, Caller, Transport, host};
+use super::{Arrival, Caller, Transport};
 use crate::mesh::Snapshot;
 use crate::service::{Resolution, ServiceKey};
 use crate::workload::Workload;
@@ -32,10 +32,10 @@ pub(super) fn arrivals(snapshot: &Snapshot, caller: &Caller, dialled: SocketAddr
 
 /// The ready endpoints of a service, by the port that its clients dial.
 pub(super) fn endpoints(snapshot: &Snapshot, key: &ServiceKey, port: u16) -> Result<Vec<End>, String> {
-    let service = snapshot.service(key).ok_or_else(|| format!("service {} is gone", host(key)))?;
+    let service = snapshot.service(key).ok_or_else(|| format!("service {} is gone", key.hostname))?;
     let service_port = service
         .port(port)
-        .ok_or_else(|| format!("service {} has no port {port}: check spec.ports of the Service", host(key)))?;
+        .ok_or_else(|| format!("service {} has no port {port}: check spec.ports of the Service", key.hostname))?;
     let ready = snapshot.endpoints(key).filter(|endpoint| endpoint.ready || service.load_balancing.allow_unhealthy);
     let ends: Vec<_> = ready
         .filter_map(|endpoint| {
@@ -44,7 +44,7 @@ pub(super) fn endpoints(snapshot: &Snapshot, key: &ServiceKey, port: u16) -> Res
         })
         .collect();
     if ends.is_empty() {
-        return Err(format!("service {} has no ready endpoint for port {port}: check its pods", host(key)));
+        return Err(format!("service {} has no ready endpoint for port {port}: check its pods", key.hostname));
     }
     Ok(ends)
 }
