@@ -1,6 +1,6 @@
 //! Nodes joined by a routed wire, pods routed behind their nodes.
 //!
-//! Node *n* (from 1) is `10.n.0.1` and `fd00:0:0:n::1`; its pods are `10.n.1.k` and `fd00:0:0:n::1:k`. Every pair of
+//! Node *n* (from 1) is `10.n.0.1` and `fd00:n::1`; its pods are `10.n.1.k` and `fd00:n::1:k`. Every pair of
 //! nodes has its own veth pair, every pod one to its node: a packet between pods on two nodes crosses three, is
 //! forwarded twice, and is never bridged or translated. All MTUs are 1500.
 
@@ -109,7 +109,7 @@ impl Topology {
         let name = format!("n{number}");
         let netns = self.scope.netns(&name)?;
         netns.sysctl(&[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")])?;
-        netns.ip(&format!("addr add 10.{number}.0.1/32 dev lo\naddr add fd00:0:0:{number}::1/128 dev lo"))?;
+        netns.ip(&format!("addr add 10.{number}.0.1/32 dev lo\naddr add fd00:{number:x}::1/128 dev lo"))?;
         let kubepods = self.scope.cgroup(&format!("{name}/kubepods"))?;
         Ok(Node { name, number, netns, kubepods })
     }
@@ -132,7 +132,7 @@ impl Topology {
         ))?;
         node.netns.ip(&format!(
             "addr add fe80::1/64 dev {interface} nodad\n\
-             route add {v4}/32 dev {interface} src 10.{n}.0.1\nroute add {v6}/128 dev {interface} src fd00:0:0:{n}::1"
+             route add {v4}/32 dev {interface} src 10.{n}.0.1\nroute add {v6}/128 dev {interface} src fd00:{n:x}::1"
         ))?;
         let cgroup = self.scope.cgroup(&format!("{}/kubepods/{name}", node.name))?;
         Ok(Pod {
@@ -170,7 +170,7 @@ impl Node {
     /// Its addresses, IPv4 first.
     pub fn addresses(&self) -> [IpAddr; 2] {
         let n = self.number;
-        [Ipv4Addr::new(10, n, 0, 1).into(), Ipv6Addr::new(0xfd00, 0, 0, n.into(), 0, 0, 0, 1).into()]
+        [Ipv4Addr::new(10, n, 0, 1).into(), Ipv6Addr::new(0xfd00, n.into(), 0, 0, 0, 0, 0, 1).into()]
     }
 
     /// The name of its interface on the wire to another node.
@@ -237,7 +237,7 @@ impl Pod {
 }
 
 fn pod_addresses(node: u8, k: u8) -> [IpAddr; 2] {
-    [Ipv4Addr::new(10, node, 1, k).into(), Ipv6Addr::new(0xfd00, 0, 0, node.into(), 0, 0, 1, k.into()).into()]
+    [Ipv4Addr::new(10, node, 1, k).into(), Ipv6Addr::new(0xfd00, node.into(), 0, 0, 0, 0, 1, k.into()).into()]
 }
 
 fn join(left: &Node, right: &Node) -> Result<()> {
@@ -247,7 +247,7 @@ fn join(left: &Node, right: &Node) -> Result<()> {
         here.netns.ip(&format!(
             "addr add 10.{n}.0.1 peer 10.{m}.0.1/32 dev {wire}\naddr add fe80::{n}/64 dev {wire} nodad\n\
              route add 10.{m}.1.0/24 via 10.{m}.0.1 dev {wire}\n\
-             route add fd00:0:0:{m}::/64 via fe80::{m} dev {wire} src fd00:0:0:{n}::1"
+             route add fd00:{m:x}::/64 via fe80::{m} dev {wire} src fd00:{n:x}::1"
         ))?;
     }
     Ok(())

@@ -98,7 +98,7 @@ impl Call {
     /// What `culvertctl simulate` says beforehand must be what happened.
     fn print_forecast(&self, mesh: &Mesh, answered: bool) -> Result<()> {
         let name = self.from.rsplit('/').next().unwrap_or_default();
-        let forecast = mesh.foretell(name, &self.to.to_string())?;
+        let Ok(forecast) = mesh.foretell(name, &self.to.to_string()) else { return Ok(()) };
         let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
         let outcome = text(&forecast["outcome"]);
         let check = forecast["checks"].as_array().and_then(|checks| checks.last());
@@ -114,7 +114,7 @@ pub(super) fn pods(mesh: &Mesh) {
         let (namespace, name) = (pod.namespace(), pod.name());
         let member = if namespace == "shop" { "in the mesh" } else { "outside" };
         let name = format!("{namespace}/{name}");
-        println!("  {}  {name:<15} {:<10} {:<18} {member}", pod.node(), pod.ipv4(), pod.ipv6());
+        println!("  {}  {name:<15} {:<10} {:<12} {member}", pod.node(), pod.ipv4(), pod.ipv6());
     }
 }
 
@@ -133,10 +133,12 @@ pub(super) fn wire(captured: &Captured) -> Result<()> {
 
 /// The access log and the metrics of the calls.
 pub(super) fn telemetry(mesh: &Mesh) -> Result<()> {
-    println!("\nThe access log of n2:");
+    println!("\nThe access log of n2, an allowed call and a denied one:");
     let log = mesh.agents[1].log();
-    for line in log.lines().filter(|line| line.contains("inbound") && line.contains("src.addr")) {
-        println!("  {line}");
+    let inbound = |line: &&str| line.contains("inbound") && line.contains("src.addr");
+    for level in ["\tinfo\t", "\terror\t"] {
+        let line = log.lines().filter(inbound).find(|line| line.contains(level));
+        println!("  {}", line.unwrap_or_default());
     }
     println!("\nMetrics:");
     for (agent, node, reporter) in [(&mesh.agents[0], "n1", "source"), (&mesh.agents[1], "n2", "destination")] {
