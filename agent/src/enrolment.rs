@@ -77,7 +77,8 @@ impl Identities {
 }
 
 /// Takes in and lets go the pods of `node`, following `snapshots`, until their sender goes. The pods stay enrolled
-/// then: the next agent takes them over.
+/// then: the next agent takes them over. What an earlier agent enrolled and the first snapshot does not want is let go:
+/// call this only once there is a snapshot of what has been read.
 pub async fn run<P: ProxyControl>(
     mut snapshots: watch::Receiver<Arc<Snapshot>>,
     node: String,
@@ -110,12 +111,15 @@ pub async fn run<P: ProxyControl>(
                     });
                 }
                 None => {
+                    // Before anyone can ask whether the agent is ready, not when the task gets to run.
+                    context.states.set(&uid, &pod.workload.namespaced_name(), PodState::Pending);
                     let (life, wishes) = watch::channel(Some(pod));
                     lives.insert(uid.clone(), life);
                     tasks.spawn(pod::live(context.clone(), uid, wishes));
                 }
             }
         }
+        context.states.set_considered();
         tokio::select! {
             changed = snapshots.changed() => if changed.is_err() { return },
             Some(ended) = tasks.join_next() => match ended {

@@ -76,6 +76,7 @@ impl Node {
         let states = States::default();
         let (snapshots, followed) = watch::channel(mesh.load_full());
         let (loaded, is_loaded) = watch::channel(false);
+        let mut until_loaded = is_loaded.clone();
         let (quit, mut quitting) = mpsc::channel::<()>(1);
 
         let read_mesh = mesh.clone();
@@ -117,7 +118,12 @@ impl Node {
             states,
             identities: Identities::default(),
         };
-        let enrolment = enrolment::run(followed, self.config.node_name, Arc::new(context));
+        let enrolment = async {
+            // Not on the empty mesh: it wants none of the pods that an earlier agent left enrolled.
+            if until_loaded.wait_for(|loaded| *loaded).await.is_ok() {
+                enrolment::run(followed, self.config.node_name, Arc::new(context)).await;
+            }
+        };
         tokio::select! {
             () = enrolment => {}
             () = stop => tracing::info!("stopping: connections may finish"),

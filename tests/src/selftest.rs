@@ -1,9 +1,11 @@
 //! The whole life of an enrolled pod on the kernel this runs on: what `cargo xtask kernels` proves on each of them.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::agent::{Agent, AgentConfig};
 use crate::deadline::eventually;
@@ -51,11 +53,23 @@ pub fn whole_life(config: impl Fn(&ConfigDir) -> Result<AgentConfig>, proven: im
     }
     proven("with the agent killed, the pod is refused, never reached in clear");
 
+    let to = SocketAddr::new(server.ipv4(), PORT);
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = stop.clone();
+    let knocking = outsider.spawn(move || {
+        let mut answered = 0;
+        while !stopped.load(Ordering::Relaxed) {
+            answered += usize::from(http::get(to, "/", ANSWER).is_ok());
+        }
+        answered
+    });
     let mut far = Agent::start(&topology, topology.node(2), &config)?;
     far.wait_ready(LIMIT)?;
-    let to = SocketAddr::new(server.ipv4(), PORT);
     eventually(LIMIT, "an answer after the restart", || client.run(|| http::get(to, "/", ANSWER)).ok()?.ok())?;
-    proven("with the agent started again, the pod is served again");
+    stop.store(true, Ordering::Relaxed);
+    let answered = knocking.join().map_err(|_| anyhow!("the outsider panicked"))??;
+    ensure!(answered == 0, "plaintext got through {answered} times while the agent started again");
+    proven("with the agent started again, the pod is served again, and was at no time reached in clear");
 
     write_objects(&topology, &directory, false)?;
     eventually(LIMIT, "plaintext to a pod that has left the mesh", || {

@@ -1,6 +1,7 @@
 //! How each pod is doing, for `/redirection` and readiness.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -34,12 +35,15 @@ pub struct PodStatus {
 
 /// The states of all pods of the node. Clones are one.
 #[derive(Clone, Debug, Default)]
-pub struct States(Arc<Mutex<BTreeMap<String, PodStatus>>>);
+pub struct States {
+    pods: Arc<Mutex<BTreeMap<String, PodStatus>>>,
+    considered: Arc<AtomicBool>,
+}
 
 impl States {
     pub(super) fn set(&self, uid: &str, name: &NamespacedName, state: PodState) {
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let mut states = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut states = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
         if states.get(uid).is_some_and(|known| known.state == state) {
             return;
         }
@@ -53,17 +57,25 @@ impl States {
     }
 
     pub(super) fn remove(&self, uid: &str) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+    }
+
+    /// Every pod that the mesh wants on this node has a state now.
+    pub(super) fn set_considered(&self) {
+        self.considered.store(true, Ordering::Release);
     }
 
     /// Every pod, by uid.
     pub fn list(&self) -> Vec<PodStatus> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
     /// Why the agent is not ready: the pods that are captured or should be, and are not served.
     pub fn not_ready(&self) -> Vec<String> {
-        let states = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.considered.load(Ordering::Acquire) {
+            return vec!["the pods of this node have not been looked at yet".to_owned()];
+        }
+        let states = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
         let reasons = states.values().filter_map(|pod| match &pod.state {
             PodState::Enrolled => None,
             PodState::Pending => Some(format!("pod {}/{} is being enrolled", pod.namespace, pod.name)),
@@ -80,6 +92,8 @@ mod tests {
     #[test]
     fn a_failing_pod_is_reported_until_it_succeeds() {
         let states = States::default();
+        assert_eq!(states.not_ready(), ["the pods of this node have not been looked at yet"]);
+        states.set_considered();
         let name = NamespacedName::new("shop", "cart");
         states.set("u", &name, PodState::Pending);
         assert_eq!(states.not_ready(), ["pod shop/cart is being enrolled"]);
