@@ -4,8 +4,6 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use culvert_core::mesh::Snapshot;
-use culvert_core::policy::{Action, AuthorizationPolicy, Scope};
-use culvert_core::workload::NamespacedName;
 use serde::Serialize;
 
 use super::Report;
@@ -33,38 +31,11 @@ pub fn mesh_members(snapshot: ReadSnapshot, certificates: CertificateStore) -> V
         ("options", Report::new(move || options().options().clone())),
         ("workloads", member(|snapshot, each| snapshot.workloads().for_each(|item| each(item)))),
         ("services", member(|snapshot, each| snapshot.services().for_each(|item| each(item)))),
-        (
-            "policies",
-            member(|snapshot, each| snapshot.authorization_policies().for_each(|item| each(&PolicyView::of(item)))),
-        ),
+        ("policies", member(|snapshot, each| snapshot.authorization_policies().for_each(|item| each(item)))),
         ("waypoints", member(|snapshot, each| snapshot.waypoints().for_each(|item| each(item)))),
         ("findings", member(|snapshot, each| snapshot.findings().for_each(|(_, item)| each(item)))),
         ("certificates", Report::new(move || certificates.report())),
     ]
-}
-
-/// A policy as it is in force. What its rules say is in the object; what matters here is whether, where and how many
-/// of them apply.
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct PolicyView<'a> {
-    name: &'a NamespacedName,
-    action: Action,
-    scope: &'a Scope,
-    rules: usize,
-    dry_run: bool,
-}
-
-impl<'a> PolicyView<'a> {
-    fn of(policy: &'a AuthorizationPolicy) -> Self {
-        Self {
-            name: &policy.name,
-            action: policy.action,
-            scope: &policy.scope,
-            rules: policy.rules.len(),
-            dry_run: policy.dry_run,
-        }
-    }
 }
 
 /// Hands each item of one kind in a snapshot to a function.

@@ -8,12 +8,11 @@ use super::rule::{Alternative, Clause, ClauseKind, Rule};
 
 impl Serialize for AuthorizationPolicy {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut fields = serializer.serialize_struct("AuthorizationPolicy", 6)?;
-        fields.serialize_field("namespace", &self.name.namespace)?;
-        fields.serialize_field("name", &self.name.name)?;
+        let mut fields = serializer.serialize_struct("AuthorizationPolicy", 5)?;
+        fields.serialize_field("name", &self.name)?;
         fields.serialize_field("action", &self.action)?;
         fields.serialize_field("scope", &self.scope)?;
-        fields.serialize_field("dry_run", &self.dry_run)?;
+        fields.serialize_field("dryRun", &self.dry_run)?;
         fields.serialize_field("rules", &self.rules)?;
         fields.end()
     }

@@ -1,0 +1,84 @@
+//! The commands.
+
+mod analyze;
+mod certificates;
+mod completions;
+mod connections;
+mod log_level;
+mod policies;
+mod redirection;
+mod services;
+mod simulate;
+mod version;
+mod workloads;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Subcommand;
+
+use crate::Options;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Decide one call beforehand: its path, who is asked, and why it is allowed or not.
+    Simulate(simulate::Simulate),
+    /// Show how each pod of the node is captured, and what is wrong if anything is.
+    Redirection,
+    /// List the workloads.
+    #[command(visible_alias = "workload")]
+    Workloads(Filter),
+    /// List the services.
+    #[command(visible_alias = "service")]
+    Services(Filter),
+    /// List the authorization policies that nodes enforce.
+    #[command(visible_alias = "policy")]
+    Policies(Filter),
+    /// List the certificates of the node's workloads.
+    #[command(visible_alias = "certificate")]
+    Certificates,
+    /// List the live connections of the node's pods.
+    #[command(visible_alias = "connection")]
+    Connections,
+    /// Show the agent's log levels, or set them.
+    LogLevel(log_level::LogLevel),
+    /// Say what is wrong with the objects of a directory.
+    Analyze,
+    /// Print the version.
+    Version,
+    /// Print a completion script for a shell.
+    Completions(completions::Completions),
+}
+
+/// Which objects to list.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Filter {
+    /// Only those of this namespace.
+    #[arg(short, long, value_name = "NAMESPACE")]
+    namespace: Option<String>,
+}
+
+impl Filter {
+    /// Whether `namespace` is wanted.
+    pub(crate) fn takes(&self, namespace: &str) -> bool {
+        self.namespace.as_deref().is_none_or(|wanted| wanted == namespace)
+    }
+}
+
+impl Command {
+    pub(crate) fn run(self, options: &Options) -> Result<ExitCode> {
+        match self {
+            Self::Simulate(command) => command.run(options),
+            Self::Redirection => redirection::run(options),
+            Self::Workloads(filter) => workloads::run(options, &filter),
+            Self::Services(filter) => services::run(options, &filter),
+            Self::Policies(filter) => policies::run(options, &filter),
+            Self::Certificates => certificates::run(options),
+            Self::Connections => connections::run(options),
+            Self::LogLevel(command) => command.run(options),
+            Self::Analyze => analyze::run(options),
+            Self::Version => version::run(options),
+            Self::Completions(command) => command.run(),
+        }
+    }
+}

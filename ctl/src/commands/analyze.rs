@@ -1,0 +1,73 @@
+//! `culvertctl analyze`
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use culvert_api::yaml::Gravity;
+use culvert_core::translate::Severity;
+use serde::Serialize;
+
+use crate::directory::Directory;
+use crate::table::paragraph;
+use crate::{Options, output};
+
+/// At least one finding is an error.
+const EXIT_ERRORS: u8 = 2;
+
+/// Something that the author of an object should know.
+#[derive(Debug, Serialize)]
+struct Issue {
+    severity: Severity,
+    /// The file, line and column, for what is wrong in a file.
+    place: Option<String>,
+    /// The object, for what is wrong in an object.
+    object: Option<String>,
+    field: Option<String>,
+    message: String,
+}
+
+/// Exits with 0 if there is no error, and with 2 if there is one.
+pub(super) fn run(options: &Options) -> Result<ExitCode> {
+    let directory = Directory::required(options, "analyze")?;
+    let issues = issues(&directory);
+    output::print(options.output, &issues, || render(&issues))?;
+    let is_bad = issues.iter().any(|issue| issue.severity == Severity::Error);
+    Ok(if is_bad { EXIT_ERRORS.into() } else { ExitCode::SUCCESS })
+}
+
+fn issues(directory: &Directory) -> Vec<Issue> {
+    let files = directory.mistakes.iter().map(|(path, mistake)| Issue {
+        severity: match mistake.gravity {
+            Gravity::Broken | Gravity::UnknownField => Severity::Error,
+            Gravity::LeftOut => Severity::Warning,
+        },
+        place: Some(format!("{}:{}", path.display(), mistake.place)),
+        object: None,
+        field: None,
+        message: mistake.message.clone(),
+    });
+    let objects = directory.snapshot.findings().map(|(object, finding)| Issue {
+        severity: finding.severity,
+        place: None,
+        object: Some(object.to_string()),
+        field: Some(finding.field.clone()),
+        message: finding.message.clone(),
+    });
+    let mut issues: Vec<_> = files.chain(objects).collect();
+    // Errors first; otherwise as they were found, file by file and object by object.
+    issues.sort_by_key(|issue| std::cmp::Reverse(issue.severity));
+    issues
+}
+
+fn render(issues: &[Issue]) -> String {
+    let line = |issue: &Issue| {
+        let severity = match issue.severity {
+            Severity::Error => "error    ",
+            Severity::Warning => "warning  ",
+        };
+        let whereabouts = [&issue.place, &issue.object, &issue.field].into_iter().flatten();
+        let parts: Vec<_> = whereabouts.filter(|part| !part.is_empty()).chain([&issue.message]).cloned().collect();
+        paragraph(severity, &parts.join(": "))
+    };
+    if issues.is_empty() { "no findings\n".to_owned() } else { issues.iter().map(line).collect() }
+}

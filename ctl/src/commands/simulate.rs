@@ -1,0 +1,81 @@
+//! `culvertctl simulate`
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use culvert_core::simulate::{Outcome, Report, Request, Transport, Verdict, simulate};
+
+use crate::directory::Directory;
+use crate::table::paragraph;
+use crate::{Options, output};
+
+const EXIT_DENIED: u8 = 2;
+const EXIT_UNROUTABLE: u8 = 3;
+
+const HELP: &str = "\
+The objects come from --config-dir, and the decision from the engine of the data path: the client's routing, and the
+server's PeerAuthentication and AuthorizationPolicies.
+
+Exit status: 0 allowed, 1 usage or input error, 2 denied, 3 unroutable.
+
+Examples:
+  culvertctl simulate --config-dir ./mesh --from shop/front --to cart:80
+  culvertctl simulate --config-dir ./mesh --from 192.0.2.7 --to cart.shop.svc.cluster.local:80
+  culvertctl simulate --config-dir ./mesh --from shop/front --to 10.0.2.1:8080 --plaintext -o json";
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = HELP)]
+pub(crate) struct Simulate {
+    /// Who calls: a pod, or an address outside the mesh.
+    #[arg(long, value_name = "NAMESPACE/POD|IP")]
+    from: String,
+
+    /// Who is called: a service by any name its clients may use, a pod, or an address.
+    #[arg(long, value_name = "HOST:PORT")]
+    to: String,
+
+    /// The caller evades its node, and dials in plaintext.
+    #[arg(long)]
+    plaintext: bool,
+}
+
+impl Simulate {
+    pub(super) fn run(self, options: &Options) -> Result<ExitCode> {
+        let directory = Directory::required(options, "simulate")?.sound()?;
+        let request = Request { from: self.from, to: self.to, plaintext: self.plaintext };
+        let report = simulate(&directory.snapshot, &request)?;
+        output::print(options.output, &report, || render(&request, &report))?;
+        Ok(match report.outcome {
+            Outcome::Allowed => ExitCode::SUCCESS,
+            Outcome::Denied => EXIT_DENIED.into(),
+            Outcome::Unroutable => EXIT_UNROUTABLE.into(),
+        })
+    }
+}
+
+fn render(request: &Request, report: &Report) -> String {
+    let outcome = match report.outcome {
+        Outcome::Allowed => "allowed",
+        Outcome::Denied => "denied",
+        Outcome::Unroutable => "unroutable",
+    };
+    let transport = match report.transport {
+        Some(Transport::Hbone) => ", over HBONE",
+        Some(Transport::Plaintext) => ", in plaintext",
+        None => "",
+    };
+    let mut text = format!("{} -> {}: {outcome}{transport}\n\n", request.from, request.to);
+    let path = if report.path.is_empty() { "no proxy".to_owned() } else { report.path.join(" -> ") };
+    text.push_str(&paragraph("path    ", &path));
+    for check in &report.checks {
+        let verdict = match check.decision {
+            Verdict::Allow => "allows",
+            Verdict::Deny => "denies",
+        };
+        text.push_str(&paragraph("check   ", &format!("{} {verdict}: {}", check.at, check.reason)));
+    }
+    if report.checks.is_empty() {
+        text.push_str("check   none: no node of the mesh guards the destination\n");
+    }
+    text
+}
