@@ -1,5 +1,7 @@
 //! The binary, as people and scripts call it.
 
+#![allow(clippy::unwrap_used, reason = "a test that meets the unexpected should stop where it stands")]
+
 use std::process::Command;
 
 /// Exit status, standard output and standard error.

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use culvert_core::address::NetnsCookie;
 use culvert_ebpf_common::{Counter as Counted, ListenerKey, Role};
 use serde::Serialize;
 
@@ -39,6 +40,12 @@ pub struct PodReport {
     pub captured: bool,
     /// Whether what it receives is left alone.
     pub bypass_inbound: bool,
+    /// The programs that serve it, each with the pin of its link.
+    pub programs: Vec<String>,
+    /// What is listened for in its network namespace.
+    pub listeners: Vec<&'static str>,
+    /// The routing rules that lead what it sends to those listeners.
+    pub rules: Vec<String>,
     /// What is wrong, if anything: one line each.
     pub problems: Vec<String>,
 }
@@ -54,6 +61,19 @@ impl Shared {
         all.map(|c| Counter { name: c.name(), reason: c.reason(), value: value(*c) }).collect()
     }
 
+    /// The links that serve a pod: those of the node, and its own.
+    fn programs(&self, cookie: NetnsCookie) -> Vec<String> {
+        let entries = std::fs::read_dir(self.pins().links()).into_iter().flatten().flatten();
+        let mut links: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+        links.sort();
+        let own = Some(self.pins().pod(cookie)).filter(|pin| pin.exists());
+        let name = |pin: &PathBuf| {
+            let file = pin.file_name().unwrap_or_default().to_string_lossy();
+            format!("{file} ({})", pin.display())
+        };
+        links.iter().map(name).chain(own.map(|pin| format!("arrive ({})", pin.display()))).collect()
+    }
+
     pub(super) fn report(&self) -> Vec<PodReport> {
         let maps = self.lock();
         let all = records(&maps, |_| true).into_iter();
@@ -61,10 +81,12 @@ impl Shared {
             let spec = to_spec(&record);
             let captured = maps.pods.get(&cookie.0, 0).is_ok();
             let mut problems = Vec::new();
+            let mut rules = Vec::new();
             match self.netns_of(&spec, cookie) {
                 None => problems.push("its network namespace is gone".to_owned()),
-                Some(netns) => match netns.enter(Netlink::open).and_then(|netlink| routes::missing(&mut netlink?)) {
-                    Ok(missing) => {
+                Some(netns) => match netns.enter(Netlink::open).and_then(|netlink| routes::inspect(&mut netlink?)) {
+                    Ok((present, missing)) => {
+                        rules = present;
                         problems.extend(missing.into_iter().map(str::to_owned));
                         if fwmark_accept(&netns).is_ok_and(|value| value == 0) {
                             problems.push("net.ipv4.tcp_fwmark_accept is 0 in the pod, it should be 1".to_owned());
@@ -76,7 +98,8 @@ impl Shared {
             if !self.pins().pod(cookie).exists() {
                 problems.push("the socket lookup program is not pinned: what it receives is not captured".to_owned());
             }
-            problems.extend(missing_listeners(&maps, cookie.0));
+            let (listeners, silent) = listeners(&maps, cookie.0);
+            problems.extend(silent.into_iter().map(|role| format!("nobody listens: {role} connections are refused")));
             if !captured {
                 problems.push("it is prepared but not captured yet".to_owned());
             }
@@ -87,6 +110,9 @@ impl Shared {
                 addresses: spec.addresses,
                 captured,
                 bypass_inbound: spec.bypass_inbound,
+                programs: self.programs(cookie),
+                listeners,
+                rules,
                 problems,
             }
         })
@@ -94,10 +120,13 @@ impl Shared {
     }
 }
 
-/// The roles nobody listens for. Values of this map are not readable everywhere, its keys are.
-fn missing_listeners(maps: &Maps, cookie: u64) -> Vec<String> {
+/// The roles that are listened for, and those that are not. Values of this map are not readable everywhere, its keys
+/// are.
+fn listeners(maps: &Maps, cookie: u64) -> (Vec<&'static str>, Vec<&'static str>) {
     let keys: Vec<ListenerKey> = maps.listeners.keys().filter_map(Result::ok).collect();
     let roles = [(Role::Outbound, "outbound"), (Role::Hbone, "HBONE"), (Role::Plaintext, "plaintext")];
-    let missing = roles.into_iter().filter(|(role, _)| !keys.contains(&ListenerKey::new(cookie, *role)));
-    missing.map(|(_, name)| format!("nobody listens: {name} connections are refused")).collect()
+    let (present, silent): (Vec<_>, Vec<_>) =
+        roles.into_iter().partition(|(role, _)| keys.contains(&ListenerKey::new(cookie, *role)));
+    let name = |(_, name)| name;
+    (present.into_iter().map(name).collect(), silent.into_iter().map(name).collect())
 }

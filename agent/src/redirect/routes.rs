@@ -81,22 +81,28 @@ pub(super) fn remove(netlink: &mut Netlink) -> io::Result<()> {
     result
 }
 
-/// What is missing, for the report.
-pub(super) fn missing(netlink: &mut Netlink) -> io::Result<Vec<&'static str>> {
-    let mut missing = Vec::new();
+/// The rules for the steering mark that are there, and what is missing.
+pub(super) fn inspect(netlink: &mut Netlink) -> io::Result<(Vec<String>, Vec<&'static str>)> {
+    let (mut present, mut missing) = (Vec::new(), Vec::new());
     for family in FAMILIES {
         let rules = match rules(netlink, family) {
             Err(error) if !supported(&error) => continue,
             rules => rules?,
         };
-        if !rules.iter().any(|rule| is_ours(rule)) {
-            missing.push(match family {
-                Family::V4 => "the IPv4 rule for the steering mark is missing",
-                Family::V6 => "the IPv6 rule for the steering mark is missing",
-            });
+        let (name, absent) = match family {
+            Family::V4 => ("IPv4", "the IPv4 rule for the steering mark is missing"),
+            Family::V6 => ("IPv6", "the IPv6 rule for the steering mark is missing"),
+        };
+        match rules.iter().find(|rule| is_ours(rule)).map(|rule| rule.header.action) {
+            None => missing.push(absent),
+            Some(RuleAction::ToTable) => {
+                present
+                    .push(format!("{name}: mark {STEERING_MARK:#x} looks into table {TABLE}, all of it local to lo"));
+            }
+            Some(_) => present.push(format!("{name}: mark {STEERING_MARK:#x} is refused: the pod has no address")),
         }
     }
-    Ok(missing)
+    Ok((present, missing))
 }
 
 fn supported(error: &io::Error) -> bool {
