@@ -212,6 +212,9 @@ impl Object {
         let mut object = Self::parse(kind, Value::Object(fields), &mut unknown)
             .map_err(|WrongType { path, message }| ObjectError::Field { path, message })?;
 
+        if let Self::AuthorizationPolicy(policy) = &mut object {
+            policy.spec.unknown_fields = unknown.iter().map(|field| field.path.clone()).collect();
+        }
         let meta = object.metadata_mut();
         let name = meta.name.as_deref().ok_or(ObjectError::Missing("metadata.name"))?;
         check_name("metadata.name", name)?;

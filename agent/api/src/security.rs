@@ -44,6 +44,10 @@ pub struct AuthorizationPolicySpec {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub target_refs: Vec<PolicyTargetReference>,
+    /// The paths of fields that nothing reads, as [`crate::Object::from_value`] found them: who misspells `from` must
+    /// not allow everyone.
+    #[serde(skip)]
+    pub unknown_fields: Vec<String>,
 }
 
 /// What an AuthorizationPolicy does with a request that matches.

@@ -44,6 +44,7 @@
 //! | `trustDomains`, `when: source.serviceAccount`, `when: source.trustDomain` | dropped, or taken for L7 | decided |
 //! | CIDRs and ports that do not parse | dropped in silence | DENY: such a value matches everything; ALLOW: it matches nothing, and a `not…` field that holds one fails |
 //! | principals with `spiffe://`, `*` in the middle of a value | never match | DENY: read as what was evidently meant; ALLOW: never match |
+//! | a field that nothing reads (`form:` for `from:`) | as if it were not there | DENY: the same, which matches more; ALLOW: the rule never matches, or none if the field is beside `rules` |
 //! | legacy or unknown `when` keys | the rule is skipped | as a field that L4 cannot see |
 //!
 //! CUSTOM and AUDIT policies are not enforced at L4 and are reported; policies with `targetRefs` belong to waypoints.

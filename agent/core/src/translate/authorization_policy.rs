@@ -45,6 +45,9 @@ pub fn authorization_policy(
         let why: Box<str> = "spec.selector cannot match any pod, so that the policy allows nothing".into();
         rules = vec![Rule::Never(why); rules.len()];
     }
+    if action == Action::Allow {
+        close_misspelt(&mut rules, &object.spec.unknown_fields);
+    }
     let scope = scope(labels.unwrap_or_default(), *name.namespace == *root_namespace);
     Some(AuthorizationPolicy { name, action, scope, rules, dry_run })
 }
@@ -89,6 +92,20 @@ fn enforced_action(spec: &AuthorizationPolicySpec, report: &mut Report<'_>) -> O
             report
                 .error("spec.action", format!("nodes do not support {action}, and ignore the policy: use a waypoint"));
             None
+        }
+    }
+}
+
+/// Keeps rules from matching where a field that nothing reads may have been meant to narrow them: one of a rule closes
+/// that rule, one beside `rules` all of them. The fields are reported by whoever parsed the object.
+fn close_misspelt(rules: &mut [Rule], unknown_fields: &[String]) {
+    for (i, rule) in rules.iter_mut().enumerate() {
+        let own = format!("spec.rules[{i}].");
+        let concerns = |field: &&String| {
+            field.starts_with(&own) || (field.starts_with("spec.") && !field.starts_with("spec.rules["))
+        };
+        if let Some(field) = unknown_fields.iter().find(concerns) {
+            *rule = Rule::Never(format!("nothing reads {field}, so that the rule never matches: correct it").into());
         }
     }
 }

@@ -117,3 +117,23 @@ fn a_dry_run_that_is_not_a_boolean_is_enforced() {
     assert_eq!(of("false"), (false, 0));
     assert_eq!(of("yes"), (false, 1));
 }
+
+#[test]
+fn a_misspelt_field_never_opens() {
+    let rules = |spec: &str| {
+        let yaml = format!(
+            "{{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {{name: p, namespace: shop}}, \
+             spec: {spec}}}"
+        );
+        let parsed = culvert_api::yaml::parse(yaml.as_bytes());
+        let Some((culvert_api::Object::AuthorizationPolicy(object), _)) = parsed.objects.first() else {
+            panic!("{:?}", parsed.mistakes)
+        };
+        let policy = authorization_policy(object, "istio-system", &mut Vec::new()).unwrap();
+        policy.rules.iter().map(|rule| matches!(rule, Rule::Never(_))).collect::<Vec<_>>()
+    };
+    assert_eq!(rules("{rules: [{form: []}, {}]}"), [true, false]);
+    assert_eq!(rules("{rules: [{to: [{operation: {port: ['80']}}]}]}"), [true]);
+    assert_eq!(rules("{selectr: {}, rules: [{}, {}]}"), [true, true]);
+    assert_eq!(rules("{action: DENY, rules: [{form: []}]}"), [false]);
+}
