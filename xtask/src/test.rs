@@ -15,6 +15,7 @@ pub(crate) fn run_all(arguments: &[String]) -> Result<()> {
         bail!("the tests make network namespaces and load eBPF programs: run this as root");
     }
     setup::install(setup::TOPOLOGY)?;
+    setup::install(setup::TESTS)?;
     ebpf::build()?;
     // cargo builds binaries only for the tests of their own package; the suites start these two.
     run(cargo().args(["build", "--package", "culvert", "--package", "culvertctl"]))?;

@@ -1,0 +1,1 @@
+//! An HBONE client that is not ours.
