@@ -1,6 +1,6 @@
 //! One call, decided from end to end: what the client's node does with it, what the server's node says to it, and why.
 //!
-//! Routing is [`route::outbound`] and authorization [`policy::authorize`], the same functions that the
+//! Routing is [`outbound`] and authorization [`policy::authorize`], the same functions that the
 //! data path calls; nothing is decided here. Where a service has several endpoints, the one reported is the first, by
 //! name, that denies the call, or else the first.
 

@@ -14,7 +14,7 @@ use crate::{Options, output};
 pub(super) fn run(options: &Options, filter: &Filter) -> Result<ExitCode> {
     let all = dump::member(options, "policies", |snapshot| dump::values(snapshot.authorization_policies()))?;
     let (values, table) = select(all, filter)?;
-    output::print(options.output, &values, || table.render("no policies: every call is allowed"))?;
+    output::print(options.output, &values, || table.render("no policies"))?;
     Ok(ExitCode::SUCCESS)
 }
 
