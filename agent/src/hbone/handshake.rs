@@ -8,7 +8,7 @@ use rustls::kernel::KernelConnection;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, UnbufferedConnectionCommon, UnbufferedStatus};
-use rustls::{ClientConfig, ExtractedSecrets, ServerConfig};
+use rustls::{ClientConfig, ExtractedSecrets, HandshakeKind, ServerConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -55,6 +55,8 @@ pub struct Established {
     pub plaintext: Vec<u8>,
     /// The peer's chain, leaf first. Never empty: both sides present one.
     pub peer: Vec<CertificateDer<'static>>,
+    /// Whether an earlier session was resumed, which saves both sides their signatures.
+    pub resumed: bool,
 }
 
 /// The part of rustls that outlives the handshake.
@@ -105,8 +107,9 @@ pub async fn connect(
     let mut connection = UnbufferedClientConnection::new(config, name)?;
     let (received, plaintext) = drive(&mut *connection, &mut io).await?;
     let peer = peer_certificates(connection.peer_certificates());
+    let resumed = connection.handshake_kind() == Some(HandshakeKind::Resumed);
     let (secrets, kernel) = connection.dangerous_into_kernel_connection()?;
-    established(io, secrets, KeySchedule::Client(kernel), received, plaintext, peer)
+    established(io, secrets, KeySchedule::Client(kernel), received, plaintext, peer, resumed)
 }
 
 /// Completes a handshake as the side that accepted.
@@ -117,8 +120,9 @@ pub async fn accept(mut io: TcpStream, config: Arc<ServerConfig>) -> Result<Esta
     let mut connection = UnbufferedServerConnection::new(config)?;
     let (received, plaintext) = drive(&mut *connection, &mut io).await?;
     let peer = peer_certificates(connection.peer_certificates());
+    let resumed = connection.handshake_kind() == Some(HandshakeKind::Resumed);
     let (secrets, kernel) = connection.dangerous_into_kernel_connection()?;
-    established(io, secrets, KeySchedule::Server(kernel), received, plaintext, peer)
+    established(io, secrets, KeySchedule::Server(kernel), received, plaintext, peer, resumed)
 }
 
 fn peer_certificates(chain: Option<&[CertificateDer<'static>]>) -> Vec<CertificateDer<'static>> {
@@ -132,6 +136,7 @@ fn established(
     received: Vec<u8>,
     plaintext: Vec<u8>,
     peer: Vec<CertificateDer<'static>>,
+    resumed: bool,
 ) -> Result<Established, HandshakeError> {
     Ok(Established {
         io,
@@ -141,6 +146,7 @@ fn established(
         received,
         plaintext,
         peer,
+        resumed,
     })
 }
 

@@ -49,7 +49,7 @@ impl Account {
             security: SecurityPolicy::MutualTls,
         });
         let admission = Admission::Outbound { destination: culvert_core::address::OriginalDst::new(addr) };
-        self.connections.admit(admission, record)
+        self.connections.admit(admission, record, self.telemetry.socket(Direction::Outbound))
     }
 
     fn bytes(&self) -> Vec<(u64, u64)> {
@@ -369,6 +369,60 @@ fn the_h2_crate_speaks_to_our_server() {
         assert_eq!(refused.await.unwrap().status(), 401);
         let (wrong, _send) = client.send_request(request("no-port-here"), false).unwrap();
         assert_eq!(wrong.await.unwrap().status(), 400);
+    });
+}
+
+#[test]
+fn a_second_tunnel_resumes_the_session_of_the_first() {
+    run(async {
+        let certificate = certificate().await;
+        let (here, there) = (Account::new(), Account::new());
+        let server = serve(&certificate, there.clone()).await;
+        let name = || ServerName::IpAddress(server.ip().into());
+        let dial = || async {
+            handshake::connect(TcpStream::connect(server).await.unwrap(), certificate.client.clone(), name())
+                .await
+                .unwrap()
+        };
+        let first = dial().await;
+        assert!(!first.resumed);
+        // The ticket comes behind the handshake, with the first bytes the tunnel carries.
+        let (tunnel, handle) = Tunnel::new(first, Role::Client(Arc::new(Redialled::default())), 100);
+        tokio::spawn(tunnel);
+        let mut app = through(&handle, &here, echo_server().await).await;
+        app.write_all(b"x").await.unwrap();
+        app.read_exact(&mut [0; 1]).await.unwrap();
+        let second = dial().await;
+        assert!(second.resumed);
+        assert_eq!(second.peer.len(), certificate_chain_len(&certificate));
+    });
+}
+
+fn certificate_chain_len(certificate: &WorkloadCertificate) -> usize {
+    certificate
+        .client
+        .client_auth_cert_resolver
+        .resolve(&[], &[rustls::SignatureScheme::ECDSA_NISTP256_SHA256])
+        .unwrap()
+        .cert
+        .len()
+}
+
+#[test]
+fn a_peer_may_change_its_keys_at_any_time() {
+    run(async {
+        let certificate = certificate().await;
+        let server = serve(&certificate, Account::new()).await;
+        let tcp = TcpStream::connect(server).await.unwrap();
+        let connector = TlsConnector::from(certificate.client.clone());
+        let mut tls = connector.connect(ServerName::IpAddress(server.ip().into()), tcp).await.unwrap();
+        tls.get_mut().1.refresh_traffic_keys().unwrap();
+        let (mut client, connection) = h2::client::handshake(tls).await.unwrap();
+        tokio::spawn(connection);
+        let uri = http::Uri::builder().authority("127.0.0.1:1").build().unwrap();
+        let request = http::Request::builder().method("CONNECT").uri(uri).body(()).unwrap();
+        let (response, _send) = client.send_request(request, true).unwrap();
+        assert_eq!(response.await.unwrap().status(), 401);
     });
 }
 

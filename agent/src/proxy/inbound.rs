@@ -7,7 +7,7 @@ use culvert_core::address::ClientAddr;
 use culvert_core::hbone::h2::Request;
 use culvert_core::hbone::{Authority, Forwarded};
 use culvert_core::mesh::Snapshot;
-use culvert_core::policy::{Call, authorize};
+use culvert_core::policy::Call;
 use culvert_core::service::Service;
 use smallvec::SmallVec;
 
@@ -82,7 +82,7 @@ impl Judge {
         let pod = &self.pod;
         let Some((snapshot, workload)) = pod.look() else { return Accepted::Refuse(503) };
         let call = Call { principal: Some(&self.peer.identity), source_ip: self.remote.ip(), destination };
-        let decision = authorize(&snapshot, &workload, &call);
+        let decision = pod.judge(&snapshot, &workload, &call);
         let record = pod.shared.telemetry.connection(ConnectionInfo {
             direction: Direction::Inbound,
             source_addr: self.remote,
@@ -111,7 +111,7 @@ impl Judge {
                     destination,
                     certificate: self.peer.certificate.clone(),
                 };
-                let flow = pod.connections.admit(admission, record);
+                let flow = pod.admit(admission, Direction::Inbound, record);
                 let baggage = pod.baggage(&workload);
                 let headers = if baggage.is_empty() {
                     SmallVec::new()

@@ -11,7 +11,7 @@ use culvert_core::identity::Identity;
 use serde::Serialize;
 
 use crate::ca::CertificateId;
-use crate::telemetry::{ConnectionRecord, Direction, Outcome, ResponseFlags};
+use crate::telemetry::{ConnectionRecord, Direction, Outcome, ResponseFlags, SocketGuard};
 
 /// Why a connection is ended from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +75,7 @@ pub struct Live {
     record: Option<ConnectionRecord>,
     outcome: OnceLock<Outcome>,
     end: End,
+    _socket: SocketGuard,
 }
 
 impl Drop for Live {
@@ -155,11 +156,17 @@ pub struct Connections {
 }
 
 impl Connections {
-    /// Adds a connection that has been admitted.
-    pub fn admit(self: &Arc<Self>, admission: Admission, record: ConnectionRecord) -> Flow {
+    /// Adds a connection that has been admitted; `socket` counts it as open.
+    pub fn admit(self: &Arc<Self>, admission: Admission, record: ConnectionRecord, socket: SocketGuard) -> Flow {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let live =
-            Arc::new(Live { id, admission, record: Some(record), outcome: OnceLock::new(), end: End::default() });
+        let live = Arc::new(Live {
+            id,
+            admission,
+            record: Some(record),
+            outcome: OnceLock::new(),
+            end: End::default(),
+            _socket: socket,
+        });
         self.live.lock().unwrap_or_else(PoisonError::into_inner).insert(id, live.clone());
         Flow { live: Some(live), all: self.clone() }
     }

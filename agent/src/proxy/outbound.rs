@@ -88,7 +88,7 @@ pub(super) fn serve(pod: &Arc<Pod>, incoming: Incoming) {
 }
 
 fn admit(pod: &Pod, destination: OriginalDst, info: ConnectionInfo) -> Flow {
-    pod.connections.admit(Admission::Outbound { destination }, pod.shared.telemetry.connection(info))
+    pod.admit(Admission::Outbound { destination }, Direction::Outbound, pod.shared.telemetry.connection(info))
 }
 
 fn target(authority: &Authority) -> HboneTarget {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_core::address::ClientAddr;
-use culvert_core::policy::{Call, authorize};
+use culvert_core::policy::Call;
 use tokio::net::TcpStream;
 
 use super::accept::Incoming;
@@ -23,7 +23,7 @@ pub(super) fn serve(pod: &Arc<Pod>, incoming: Incoming) {
         return;
     };
     let call = Call { principal: None, source_ip: incoming.remote.ip(), destination: incoming.local };
-    let decision = authorize(&snapshot, &workload, &call);
+    let decision = pod.judge(&snapshot, &workload, &call);
     let record = pod.shared.telemetry.connection(ConnectionInfo {
         direction: Direction::Inbound,
         source_addr: incoming.remote,
@@ -47,7 +47,7 @@ pub(super) fn serve(pod: &Arc<Pod>, incoming: Incoming) {
         destination: incoming.local,
         certificate: [].into(),
     };
-    let flow = pod.connections.admit(admission, record);
+    let flow = pod.admit(admission, Direction::Inbound, record);
     let this = pod.clone();
     pod.shared.workers.get(pod.home).spawn(async move {
         let dialled = async {

@@ -8,19 +8,20 @@ use arc_swap::ArcSwap;
 use culvert_core::hbone::Baggage;
 use culvert_core::identity::Identity;
 use culvert_core::mesh::Snapshot;
+use culvert_core::policy::{AuthorizationPolicy, Call, Decision, authorize};
 use culvert_core::workload::{Workload, WorkloadUid};
 use slab::Slab;
 use tokio::sync::watch;
 
 use super::accept::{Incoming, accept};
-use super::live::{Connections, EndReason};
+use super::live::{Admission, Connections, EndReason, Flow};
 use super::{inbound, outbound, plaintext};
 use crate::enrolment::ProxyPod;
 use crate::hbone::client::Pool;
 use crate::hbone::tunnel::Handle;
 use crate::identity::{CertificateHandle, CertificateStore};
 use crate::redirect::PodNetns;
-use crate::telemetry::Telemetry;
+use crate::telemetry::{ConnectionRecord, Direction, Telemetry};
 use crate::workers::Workers;
 
 /// What every pod's proxies share: the mesh, the certificates, the workers.
@@ -132,6 +133,24 @@ impl Pod {
         let snapshot = self.shared.mesh.load();
         let workload = snapshot.workload(&self.workload)?.clone();
         Some((snapshot, workload))
+    }
+
+    /// Decides an inbound call, and says what policies on trial would have.
+    pub(super) fn judge(&self, snapshot: &Snapshot, workload: &Workload, call: &Call<'_>) -> Decision {
+        let decision = authorize(snapshot, workload, call);
+        for trial in &decision.dry_run {
+            let AuthorizationPolicy { name, action, .. } = &*trial.policy;
+            tracing::info!(
+                policy = %name, ?action, rule = trial.rule, source = %call.source_ip, destination = %call.destination,
+                "dry run: {}", if trial.rule.is_some() { "the policy matches" } else { "the policy does not match" },
+            );
+        }
+        decision
+    }
+
+    /// Counts a connection as open and puts it on the list of live ones.
+    pub(super) fn admit(&self, admission: Admission, direction: Direction, record: ConnectionRecord) -> Flow {
+        self.connections.admit(admission, record, self.shared.telemetry.socket(direction))
     }
 
     /// The `baggage` that describes this pod to its peers.
