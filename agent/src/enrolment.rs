@@ -54,6 +54,8 @@ pub struct Context<P> {
     pub proxies: P,
     /// How each pod is doing.
     pub states: States,
+    /// Whether everything that the source holds could be read.
+    pub is_whole: Box<dyn Fn() -> bool + Send + Sync>,
     /// How many enrolled pods have each identity: the last to leave takes its certificate along.
     pub identities: Identities,
 }
@@ -86,15 +88,24 @@ pub async fn run<P: ProxyControl>(
 ) {
     let mut lives: HashMap<String, watch::Sender<Option<Arc<PodEnrolment>>>> = HashMap::new();
     let mut tasks: JoinSet<String> = JoinSet::new();
-    let mut first = true;
+    let mut strangers = Strangers::Unknown;
     loop {
         let wanted: HashMap<String, Arc<PodEnrolment>> = {
             let snapshot = snapshots.borrow_and_update();
             snapshot.enrolled_pods_on(&node).map(|pod| (pod.uid.to_string(), pod.clone())).collect()
         };
-        if std::mem::take(&mut first) {
-            forget_strangers(&context, &wanted).await;
-        }
+        strangers = match strangers {
+            Strangers::Forgotten => Strangers::Forgotten,
+            _ if (context.is_whole)() => {
+                forget_strangers(&context, &wanted).await;
+                Strangers::Forgotten
+            }
+            Strangers::Unknown => {
+                tracing::warn!("not all of the configuration can be read: pods of an earlier agent stay captured");
+                Strangers::Kept
+            }
+            Strangers::Kept => Strangers::Kept,
+        };
         for (uid, life) in &lives {
             if !wanted.contains_key(uid) {
                 life.send_replace(None);
@@ -130,6 +141,16 @@ pub async fn run<P: ProxyControl>(
             },
         }
     }
+}
+
+/// What has become of the pods that an earlier agent enrolled and that are not wanted now.
+enum Strangers {
+    /// Nobody has looked yet.
+    Unknown,
+    /// They stay captured: the object that wants them may be one that cannot be read.
+    Kept,
+    /// They were let go.
+    Forgotten,
 }
 
 /// Lets go of pods that an earlier agent enrolled and that are not in the mesh any more.

@@ -82,7 +82,8 @@ impl Node {
         let read_mesh = mesh.clone();
         let mut dump = admin::mesh_members(Arc::new(move || read_mesh.load_full()), self.certificates.clone());
         let files = self.source.status();
-        dump.push(("files", Report::new(move || files.borrow().clone())));
+        let shown = files.clone();
+        dump.push(("files", Report::new(move || shown.borrow().clone())));
         let state = AdminState {
             config: dump,
             connections: {
@@ -116,6 +117,7 @@ impl Node {
             certificates: self.certificates,
             proxies: proxies.clone(),
             states,
+            is_whole: Box::new(move || files.borrow().is_whole()),
             identities: Identities::default(),
         };
         let enrolment = async {

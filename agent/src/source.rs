@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use culvert_api::Object;
-use culvert_api::yaml::{Mistake, Parsed};
+use culvert_api::yaml::{Gravity, Mistake, Parsed};
 use culvert_core::mesh::Change;
 use serde::Serialize;
 use tokio::sync::{mpsc, watch as state};
@@ -87,6 +87,12 @@ impl fmt::Display for FileError {
 }
 
 impl Status {
+    /// Whether everything there is could be read.
+    pub fn is_whole(&self) -> bool {
+        let is_broken = |file: &FileStatus| file.mistakes.iter().any(|mistake| mistake.gravity == Gravity::Broken);
+        self.problem.is_none() && !self.files.iter().any(is_broken)
+    }
+
     /// Everything that is wrong with files.
     pub fn errors(&self) -> impl Iterator<Item = FileError> + '_ {
         self.files.iter().flat_map(|file| {

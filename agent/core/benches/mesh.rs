@@ -4,6 +4,8 @@
 //! applied as one step, then one pod at a time. Prints the times, and the resident memory that the mesh adds. The
 //! objects are made as they are applied, so that their own memory is not counted.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a benchmark stops where it meets the unexpected")]
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 

@@ -84,11 +84,11 @@ impl Accept for ToTarget {
 }
 
 #[derive(Default)]
-struct Redialled(Mutex<Vec<Box<Open>>>);
+struct Redialled(Mutex<Vec<Open>>);
 
 impl Redial for Redialled {
     fn redial(&self, open: Box<Open>) {
-        self.0.lock().unwrap().push(open);
+        self.0.lock().unwrap().push(*open);
     }
 }
 
@@ -170,7 +170,7 @@ async fn settled(account: &Account) {
 
 fn run<F: Future<Output = ()>>(test: F) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async { tokio::time::timeout(LIMIT, test).await.expect("the test hangs") });
+    runtime.block_on(async { tokio::time::timeout(LIMIT, test).await }).unwrap_or_else(|_| panic!("the test hangs"));
 }
 
 #[test]

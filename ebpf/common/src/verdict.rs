@@ -26,12 +26,12 @@ const IPPROTO_MPTCP: u32 = 262;
 /// takes for them.
 #[inline(always)]
 pub fn is_loopback(ip: &Ip) -> bool {
-    match *ip {
-        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127, ..] => true,
-        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0] => true,
-        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 | 1] => true,
-        _ => false,
-    }
+    matches!(
+        *ip,
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127, ..]
+            | [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0]
+            | [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 | 1]
+    )
 }
 
 /// What to do with a `connect()` of an enrolled pod's socket.

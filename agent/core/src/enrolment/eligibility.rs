@@ -121,7 +121,8 @@ mod tests {
 
     #[test]
     fn labels_decide_and_the_pod_has_the_last_word() {
-        let table: &[(&str, Pairs, Pairs, Pairs, Result<Enrol, Why>)] = &[
+        type Row = (&'static str, Pairs, Pairs, Pairs, Result<Enrol, Why>);
+        let table: &[Row] = &[
             ("nothing", &[], &[], &[], Err(Why::NotLabelled)),
             ("namespace", &[(MODE, "ambient")], &[], &[], IN),
             ("pod alone", &[], &[(MODE, "ambient")], &[], IN),
