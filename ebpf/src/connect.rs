@@ -7,10 +7,10 @@ use aya_ebpf::helpers::generated::{bpf_get_current_cgroup_id, bpf_get_netns_cook
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use culvert_ebpf_common::verdict::{self, Connect};
-use culvert_ebpf_common::{Counter, Ip, STEERING_MARK, mapped};
+use culvert_ebpf_common::{AddressKey, Counter, Ip, ListenerKey, Role, STEERING_MARK, mapped};
 
 use crate::context::words;
-use crate::maps::{AGENT_CGROUP, count, pod};
+use crate::maps::{ADDRESSES, AGENT_CGROUP, count, is_listening, pod};
 
 const SOL_SOCKET: i32 = 1;
 const SO_BINDTODEVICE: i32 = 25;
@@ -21,23 +21,45 @@ const PASS: i32 = 1;
 
 #[cgroup_sock_addr(connect4)]
 pub fn connect_v4(ctx: SockAddrContext) -> i32 {
+    let addr = ctx.sock_addr;
     // SAFETY: the context is valid for the program's run. Volatile, or reads merge into what the verifier refuses.
-    let destination = mapped(unsafe { (&raw const (*ctx.sock_addr).user_ip4).read_volatile() }.to_ne_bytes());
-    decide(&ctx, &destination)
+    let destination = mapped(unsafe { (&raw const (*addr).user_ip4).read_volatile() }.to_ne_bytes());
+    // SAFETY: as above.
+    decide(&ctx, &destination, || unsafe { (&raw mut (*addr).user_ip4).write_volatile(LOCALHOST) })
 }
 
 /// Also for IPv4 destinations of AF_INET6 sockets, which come mapped.
 #[cgroup_sock_addr(connect6)]
 pub fn connect_v6(ctx: SockAddrContext) -> i32 {
+    let addr = ctx.sock_addr;
     // SAFETY: as above.
-    let destination = unsafe { words((&raw const (*ctx.sock_addr).user_ip6).cast()) };
-    decide(&ctx, &destination)
+    let destination = unsafe { words((&raw const (*addr).user_ip6).cast()) };
+    let is_mapped = verdict::is_mapped(&destination);
+    let to_loopback = || {
+        // SAFETY: as above.
+        unsafe {
+            let ip = (&raw mut (*addr).user_ip6).cast::<u32>();
+            if is_mapped {
+                ip.add(3).write_volatile(LOCALHOST);
+            } else {
+                ip.write_volatile(0);
+                ip.add(1).write_volatile(0);
+                ip.add(2).write_volatile(0);
+                ip.add(3).write_volatile(1u32.to_be());
+            }
+        }
+    };
+    decide(&ctx, &destination, to_loopback)
 }
 
+/// 127.0.0.1 in network order.
+const LOCALHOST: u32 = 0x7f00_0001u32.to_be();
+
 #[inline(always)]
-fn decide(ctx: &SockAddrContext, destination: &Ip) -> i32 {
+fn decide(ctx: &SockAddrContext, destination: &Ip, to_loopback: impl FnOnce()) -> i32 {
     // SAFETY: the helper takes the context it is called with.
-    if pod(unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }).is_none() {
+    let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    if pod(netns).is_none() {
         return PASS;
     }
     // SAFETY: no arguments.
@@ -52,21 +74,45 @@ fn decide(ctx: &SockAddrContext, destination: &Ip) -> i32 {
         }
         ((*ctx.sock_addr).type_, (*sk).mark, (*sk).bound_dev_if)
     };
-    match verdict::connect(socket_type, destination, mark, bound_device) {
+    let is_served = || is_listening(&ListenerKey::new(netns, Role::Outbound));
+    let is_own = || {
+        let key = AddressKey { netns, ip: *destination };
+        ADDRESSES.get_ptr(&key).is_some()
+    };
+    match verdict::connect(socket_type, destination, mark, bound_device, is_served, is_own) {
         Connect::Pass => PASS,
         Connect::Unmark => set_mark(ctx, 0),
+        Connect::Forbid(counter) => {
+            count(counter);
+            REFUSE
+        }
+        Connect::Refuse { unbind } => {
+            count(Counter::OutboundNoListener);
+            if unbind && !free_from_device(ctx) {
+                return REFUSE;
+            }
+            // Nobody can listen on port 0: the caller gets its ECONNREFUSED, which it knows what to do with. (The
+            // helper that sets an errno is there for these hooks since Linux 6.1 only.)
+            to_loopback();
+            // SAFETY: the context is valid for the program's run.
+            unsafe { (&raw mut (*ctx.sock_addr).user_port).write_volatile(0) };
+            set_mark(ctx, 0)
+        }
         Connect::Steer { unbind } => {
-            if unbind {
-                // Needs CAP_NET_RAW of the caller on some kernels: without, the connection is refused.
-                if set(ctx, SO_BINDTODEVICE, &mut 0) != 0 {
-                    count(Counter::DeviceBinding);
-                    return REFUSE;
-                }
-                count(Counter::DeviceUnbound);
+            if unbind && !free_from_device(ctx) {
+                return REFUSE;
             }
             set_mark(ctx, STEERING_MARK)
         }
     }
+}
+
+/// Needs CAP_NET_RAW of the caller on some kernels: without, the connection is refused.
+#[inline(always)]
+fn free_from_device(ctx: &SockAddrContext) -> bool {
+    let is_free = set(ctx, SO_BINDTODEVICE, &mut 0) == 0;
+    count(if is_free { Counter::DeviceUnbound } else { Counter::DeviceBinding });
+    is_free
 }
 
 #[inline(always)]

@@ -1,7 +1,10 @@
 //! The maps, shared by every program of one agent through their pins, and the constants it is loaded with.
 
+use core::ffi::c_void;
+
 use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::helpers::generated::{bpf_map_lookup_elem, bpf_sk_release};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{HashMap, LruHashMap, PerCpuArray, SockHash};
 use culvert_ebpf_common::{AddressKey, Counter, ListenerKey, MAX_PODS, Pod, PodRecord, Probe};
@@ -49,6 +52,20 @@ pub fn count(counter: Counter) {
     if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
         // SAFETY: the map has returned a valid slot of this CPU, on which nothing else of ours runs meanwhile.
         unsafe { *value += 1 };
+    }
+}
+
+/// Whether the agent has this listener.
+#[inline(always)]
+pub fn is_listening(key: &ListenerKey) -> bool {
+    // SAFETY: the map and the key are what the helper wants; what it finds is given back at once.
+    unsafe {
+        let listener =
+            bpf_map_lookup_elem((&raw const LISTENERS).cast_mut().cast(), (&raw const *key).cast::<c_void>());
+        !listener.is_null() && {
+            bpf_sk_release(listener);
+            true
+        }
     }
 }
 

@@ -1,213 +1,182 @@
 //! Connections of an enrolled pod go to its agent, both ways, and nothing else does.
+//!
+//! All pods have the strictest reverse path filter: the harness sets `rp_filter=1` in every namespace.
 
-mod support;
+mod datapath;
 
-use std::net::SocketAddr;
-use std::time::Instant;
+use std::fs;
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
-use culvert_tests::{Topology, eventually};
-use support::{Agent, LIMIT, alone, application, at, dial, dial_from_node, refused, spec};
-
-const PORT: u16 = 8080;
-
-/// Two pods on the first node, one on the second, each with an application on both families.
-fn topology() -> Result<Topology> {
-    let mut topology = Topology::new(2)?;
-    for (node, name) in [(1, "a"), (1, "b"), (2, "c")] {
-        let pod = topology.add_pod(node, "shop", name)?;
-        // The strictest reverse path filter that a CNI plugin may set.
-        pod.netns().sysctl(&[("ipv4/conf/all/rp_filter", "1"), ("ipv4/conf/eth0/rp_filter", "1")])?;
-        for ip in pod.addresses() {
-            application(pod, at(ip, PORT))?;
-        }
-    }
-    Ok(topology)
-}
+use anyhow::{Context, Result, ensure};
+use culvert_tests::http::{self, Server};
+use culvert_tests::{Capture, eventually};
+use datapath::{Counts, LIMIT, Mesh, PORT, START, ask, at, carried, counts, reaches, refused};
 
 #[test]
-fn what_a_pod_dials_reaches_its_agent_with_the_true_destination() -> Result<()> {
-    let _alone = alone();
-    let topology = topology()?;
-    let agent = Agent::start(&topology, 1)?;
-    let a = topology.pod("a");
-    agent.serve(a)?;
-    let mut targets: Vec<SocketAddr> = vec!["198.51.100.7:443".parse()?, "[2001:db8::7]:443".parse()?];
-    targets.extend(["b", "c"].iter().flat_map(|pod| topology.pod(pod).addresses()).map(|ip| at(ip, PORT)));
-    targets.push(at(topology.pod("c").ipv4(), 15008));
-    for to in targets {
-        let (said, local) = dial(a, to)?;
-        assert_eq!(said, format!("outbound to {to} from {local}"));
-        assert!(a.addresses().contains(&local.ip()), "getsockname() is the pod's own address, not {local}");
+fn both_ways_lead_through_the_agent_and_both_ends_see_true_addresses() -> Result<()> {
+    let mesh = Mesh::new(&[(1, "shop", "a"), (1, "shop", "b"), (2, "shop", "c"), (2, "outside", "o")])?;
+    let (near, far) = (mesh.agent(1)?, mesh.agent(2)?);
+    let [a, b, c, o] = ["a", "b", "c", "o"].map(|name| mesh.pod(name));
+    for pod in [a, c] {
+        let strict = pod.run(|| fs::read_to_string("/proc/sys/net/ipv4/conf/eth0/rp_filter"))??;
+        assert_eq!(strict.trim(), "1");
+    }
+
+    // Across nodes, and within one both ways: the same addresses cross a node's programs as outbound and inbound.
+    for (from, to) in [(a, c), (c, a), (a, b), (b, a)] {
+        reaches(from, to)?;
+    }
+    assert_eq!(carried(&near, "source", "mutual_tls")?, 6.0);
+    assert_eq!(carried(&far, "source", "mutual_tls")?, 2.0);
+    assert_eq!(carried(&near, "destination", "mutual_tls")?, 6.0);
+    assert_eq!(carried(&far, "destination", "mutual_tls")?, 2.0);
+
+    // Plaintext from outside the mesh reaches the other listener; a tunnel is for peers with a certificate.
+    let before = Counts::of(&near)?;
+    reaches(o, a)?;
+    assert_eq!(carried(&near, "destination", "unknown")?, 2.0);
+    let tunnel = SocketAddr::new(a.ipv4(), 15008);
+    assert!(o.run(|| http::get(tunnel, "/", LIMIT))?.is_err());
+    let grown = Counts::of(&near)?.since(&before);
+    ensure!(grown.len() == 2 && ["plaintext", "hbone"].iter().all(|kind| grown.contains_key(*kind)), "{grown:?}");
+
+    // And what no pod has: the agent must know the true destination to dial it.
+    mesh.topology.node(2).netns().ip("addr add 198.51.100.7/32 dev lo\naddr add 2001:db8::7/128 dev lo")?;
+    let wire = mesh.topology.node(1).wire_to(mesh.topology.node(2));
+    mesh.topology
+        .node(1)
+        .netns()
+        .ip(&format!("route add 198.51.100.7 via 10.2.0.1 dev {wire}\nroute add 2001:db8::7 via fe80::2 dev {wire}"))?;
+    for (own, ip) in a.addresses().into_iter().zip(["198.51.100.7", "2001:db8::7"]) {
+        let to = SocketAddr::new(ip.parse()?, PORT);
+        let _server = Server::start(&mesh.topology.node(2).place(), to, "far away")?;
+        let before = carried(&near, "source", "unknown")?;
+        let (peer, local) = a.run(|| {
+            let stream = TcpStream::connect_timeout(&to, LIMIT)?;
+            Ok::<_, io::Error>((stream.peer_addr()?, stream.local_addr()?))
+        })??;
+        assert_eq!((peer, local.ip()), (to, own), "getpeername() and getsockname() tell the truth");
+        assert_eq!(ask(&a.place(), to)?, format!("far away saw {own}\n"));
+        assert_eq!(carried(&near, "source", "unknown")?, before + 2.0);
     }
     Ok(())
 }
 
 #[test]
-fn what_reaches_a_pod_goes_to_the_tunnel_or_plaintext_listener() -> Result<()> {
-    let _alone = alone();
-    let topology = topology()?;
-    let agent = Agent::start(&topology, 1)?;
-    let a = topology.pod("a");
-    agent.serve(a)?;
-    for caller in ["b", "c"] {
-        for ip in a.addresses() {
-            let (said, local) = dial(topology.pod(caller), at(ip, 15008))?;
-            assert_eq!(said, format!("hbone to {} from {local}", at(ip, 15008)));
-            // The application sees who really calls, though the connection is the agent's.
-            let (said, local) = dial(topology.pod(caller), at(ip, PORT))?;
-            let to = at(ip, PORT);
-            assert_eq!(said, format!("plaintext to {to} from {local}, application to {to} from {}", local.ip()));
-        }
+fn calls_to_itself_and_localhost_are_left_alone_and_host_probes_pass_where_others_are_refused() -> Result<()> {
+    let mesh = Mesh::new(&[(1, "shop", "a"), (2, "outside", "o")])?;
+    mesh.mtls("STRICT")?;
+    let agent = mesh.agent(1)?;
+    let (a, o) = (mesh.pod("a"), mesh.pod("o"));
+
+    let before = Counts::of(&agent)?;
+    reaches(a, a)?;
+    let loopback6 = Server::start(&a.place(), "[::1]:9090".parse()?, "a")?;
+    for to in [SocketAddr::from(([127, 0, 0, 1], PORT)), loopback6.address()] {
+        assert_eq!(ask(&a.place(), to)?, format!("a saw {}\n", to.ip()));
     }
+    assert_eq!(Counts::of(&agent)?.since(&before), counts([]));
+
+    // The kubelet's probes come in plaintext, from the node's own address; nothing translates it.
+    let [host, other] = [1, 2].map(|node| mesh.topology.node(node));
+    for (own, ip) in host.addresses().into_iter().zip(a.addresses()) {
+        assert_eq!(ask(&host.place(), at(ip))?, format!("a saw {own}\n"));
+        assert!(ask(&o.place(), at(ip)).is_err(), "STRICT takes no plaintext");
+        assert!(ask(&other.place(), at(ip)).is_err(), "another node is no kubelet of this one");
+    }
+    let grown = Counts::of(&agent)?.since(&before);
+    assert_eq!(grown.get("host_probe"), Some(&2));
+    // More when a segment comes after the agent's reset: the kernel looks for a listener once more.
+    ensure!(grown.get("plaintext").is_some_and(|count| *count >= 4) && grown.len() == 2, "{grown:?}");
+    assert_eq!(carried(&agent, "source", "unknown")? + carried(&agent, "source", "mutual_tls")?, 0.0);
     Ok(())
 }
 
 #[test]
-fn two_pods_of_one_node_are_told_apart() -> Result<()> {
-    let _alone = alone();
-    let topology = topology()?;
-    let agent = Agent::start(&topology, 1)?;
-    let (a, b) = (topology.pod("a"), topology.pod("b"));
-    let (a_netns, b_netns) = (agent.serve(a)?, agent.serve(b)?);
-    for (from, to, netns) in [(a, b, &b_netns), (b, a, &a_netns)] {
-        for ip in [0, 1].map(|family| to.addresses()[family]) {
-            let (said, local) = dial(from, at(ip, PORT))?;
-            assert_eq!(said, format!("outbound to {} from {local}", at(ip, PORT)));
-            // The leg to the application has the same addresses as what was captured just now.
-            let leg = netns.application_socket(culvert_core::address::ClientAddr::new(local), ip)?;
-            leg.set_nonblocking(false)?;
-            leg.connect_timeout(&at(ip, PORT).into(), LIMIT)?;
-            let said = support::read(&mut leg.into())?;
-            assert_eq!(said, format!("application to {} from {}", at(ip, PORT), local.ip()));
-        }
-    }
-    Ok(())
-}
+fn a_dead_agent_refuses_both_ways_at_once_and_the_next_one_takes_over_within_a_second() -> Result<()> {
+    const SECRET: &str = "/not-for-everyone";
+    let mesh = Mesh::new(&[(1, "shop", "a"), (1, "shop", "b"), (2, "shop", "c"), (2, "outside", "o")])?;
+    let _far = mesh.agent(2)?;
+    let mut near = mesh.agent(1)?;
+    let [a, b, c, o] = ["a", "b", "c", "o"].map(|name| mesh.pod(name));
+    reaches(a, c)?;
+    reaches(c, b)?;
+    let counted = Counts::of(&near)?;
+    let node = mesh.topology.node(1);
+    let capture = Capture::start(mesh.topology.scope(), node, &node.wire_to(mesh.topology.node(2)))?;
 
-#[test]
-fn a_pod_that_calls_itself_or_localhost_is_left_alone() -> Result<()> {
-    let _alone = alone();
-    let topology = topology()?;
-    let agent = Agent::start(&topology, 1)?;
-    let a = topology.pod("a");
-    agent.serve(a)?;
-    for to in a.addresses().map(|ip| at(ip, PORT)) {
-        assert_eq!(dial(a, to)?.0, format!("application to {to} from {}", to.ip()));
-    }
-    for local in ["127.0.0.1:9090", "[::1]:9090"] {
-        let to = application(a, local.parse::<SocketAddr>()?)?;
-        assert_eq!(dial(a, to)?.0, format!("application to {to} from {}", to.ip()));
-    }
-    Ok(())
-}
-
-#[test]
-fn a_host_socket_reaches_the_application_directly() -> Result<()> {
-    let _alone = alone();
-    let topology = topology()?;
-    let agent = Agent::start(&topology, 1)?;
-    let (a, node) = (topology.pod("a"), topology.node(1));
-    agent.serve(a)?;
-    for to in a.addresses().map(|ip| at(ip, PORT)) {
-        let (said, local) = dial_from_node(node, to)?;
-        assert_eq!(said, format!("application to {to} from {}", local.ip()));
-        assert!(node.addresses().contains(&local.ip()), "no translation");
-    }
-    assert_eq!(agent.counter("host_probe"), 2);
-    // Another node's socket is not this node's, and neither is the tunnel port for probes.
-    let (said, _) = dial_from_node(topology.node(2), at(a.ipv4(), PORT))?;
-    assert!(said.starts_with("plaintext to"), "{said}");
-    let (said, _) = dial_from_node(node, at(a.ipv4(), 15008))?;
-    assert!(said.starts_with("hbone to"), "{said}");
-    Ok(())
-}
-
-#[test]
-fn without_a_listener_both_directions_are_refused_at_once() -> Result<()> {
-    let _alone = alone();
-    let topology = topology()?;
-    let agent = Agent::start(&topology, 1)?;
-    let (a, c) = (topology.pod("a"), topology.pod("c"));
-    drop(agent.enrol(a)?.listeners);
-    for (from, to) in [(a, c), (c, a)] {
+    near.kill()?;
+    for (from, to) in [(a, c), (b, a), (a, b), (o, a)] {
         for ip in to.addresses() {
-            let before = Instant::now();
-            let result = dial(from, at(ip, PORT));
-            assert!(refused(&result), "{result:?}");
-            assert!(before.elapsed().as_millis() < 100, "refused, but after {:?}", before.elapsed());
+            let took = refused(&from.place(), at(ip))?;
+            ensure!(took < Duration::from_millis(100), "{} was refused {ip} after {took:?}", from.name());
+            ensure!(from.run(|| http::get(at(ip), SECRET, LIMIT))?.is_err());
         }
     }
-    assert_eq!(agent.counter("outbound_no_listener"), 2);
-    assert_eq!(agent.counter("plaintext_no_listener"), 2);
-    Ok(())
-}
+    // Through the mesh: the far agent finds nobody on port 15008.
+    for ip in a.addresses() {
+        ensure!(c.run(|| http::get(at(ip), SECRET, LIMIT))?.is_err());
+    }
+    reaches(a, a)?;
+    let seen = capture.finish()?;
+    ensure!(!seen.holds(SECRET.as_bytes()), "the wire carried a request in clear");
+    ensure!(seen.bytes() == 0, "the wire carried {} bytes", seen.bytes());
 
-#[test]
-fn nothing_is_captured_before_commit() -> Result<()> {
-    let _alone = alone();
-    let topology = topology()?;
-    let agent = Agent::start(&topology, 1)?;
-    let (a, c) = (topology.pod("a"), topology.pod("c"));
-    let prepared = agent.redirect().prepare(&spec(a))?;
-    for (from, to) in [(a, c), (c, a)] {
-        for to in to.addresses().map(|ip| at(ip, PORT)) {
-            assert!(dial(from, to)?.0.starts_with("application to"));
-        }
+    let started = Instant::now();
+    let mut near = mesh.start(1)?;
+    for (from, to) in [(a, c), (a, b), (b, a), (o, b)] {
+        eventually(START, "an answer after the restart", || reaches(from, to).ok())
+            .with_context(|| format!("{} to {}: {}", from.name(), to.name(), near.log()))?;
     }
-    let enrolled = prepared.commit()?;
-    support::serve(enrolled.listeners, &enrolled.netns);
-    assert!(dial(a, at(c.ipv4(), PORT))?.0.starts_with("outbound to"));
+    let took = started.elapsed();
+    println!("served again {took:?} after the start of the agent");
+    ensure!(took < Duration::from_secs(1), "served again only after {took:?}");
+    near.wait_ready(START)?;
+    let refusals = Counts::of(&near)?.since(&counted);
+    ensure!(refusals.get("outbound_no_listener").is_some_and(|count| *count >= 12), "{refusals:?}");
+    ensure!(refusals.get("plaintext_no_listener").is_some_and(|count| *count >= 4), "{refusals:?}");
     Ok(())
 }
 
 #[test]
 fn a_pod_that_bypasses_inbound_is_captured_outbound_only() -> Result<()> {
-    let _alone = alone();
-    let topology = topology()?;
-    let agent = Agent::start(&topology, 1)?;
-    let (a, c) = (topology.pod("a"), topology.pod("c"));
-    let spec = culvert::redirect::PodSpec { bypass_inbound: true, ..spec(a) };
-    let enrolled = agent.redirect().prepare(&spec)?.commit()?;
-    support::serve(enrolled.listeners, &enrolled.netns);
-    assert!(dial(c, at(a.ipv4(), PORT))?.0.starts_with("application to"));
-    assert!(dial(a, at(c.ipv4(), PORT))?.0.starts_with("outbound to"));
+    let mesh = Mesh::new(&[(1, "shop", "a"), (2, "outside", "o")])?;
+    mesh.mtls("STRICT")?;
+    mesh.write_pods(|_, object| {
+        let bypass = "annotations:\n    ambient.istio.io/bypass-inbound-capture: \"true\"";
+        Some(object.replace("annotations:", bypass))
+    })?;
+    let agent = mesh.agent(1)?;
+    let (a, o) = (mesh.pod("a"), mesh.pod("o"));
+    reaches(o, a)?;
+    reaches(a, o)?;
+    assert_eq!(Counts::of(&agent)?.since(&Counts::default()), counts([("bypass_inbound", 2), ("outbound", 2)]));
     Ok(())
 }
 
 #[test]
-fn a_pod_without_ipv6_is_captured_and_told_at_once_that_there_is_no_ipv6() -> Result<()> {
-    let _alone = alone();
-    let topology = topology()?;
-    let agent = Agent::start(&topology, 1)?;
-    let (a, c) = (topology.pod("a"), topology.pod("c"));
-    a.netns().sysctl(&[("ipv6/conf/all/disable_ipv6", "1"), ("ipv6/conf/lo/disable_ipv6", "1")])?;
-    agent.serve(a)?;
-    assert!(dial(a, at(c.ipv4(), PORT))?.0.starts_with("outbound to"));
-    assert!(dial(c, at(a.ipv4(), PORT))?.0.contains("application to"));
-    // Switched on later, it does not become a way around the mesh.
-    a.netns().sysctl(&[("ipv6/conf/all/disable_ipv6", "0"), ("ipv6/conf/lo/disable_ipv6", "0")])?;
-    assert!(dial(a, at(c.ipv6(), PORT)).is_err());
-    Ok(())
-}
-
-#[test]
-fn many_connections_of_one_client_reach_the_application() -> Result<()> {
-    let _alone = alone();
-    let topology = topology()?;
-    let agent = Agent::start(&topology, 1)?;
-    let (a, c) = (topology.pod("a"), topology.pod("c"));
-    let netns = agent.serve(a)?;
-    let client = culvert_core::address::ClientAddr::new(at(c.ipv4(), 40000));
-    let legs: Vec<_> = (0..300)
-        .map(|_| {
-            let leg = netns.application_socket(client, a.ipv4())?;
-            leg.set_nonblocking(false)?;
-            leg.connect_timeout(&at(a.ipv4(), PORT).into(), LIMIT)?;
-            Ok(leg.local_addr()?.as_socket().unwrap())
-        })
-        .collect::<Result<_>>()?;
-    assert!(legs.iter().all(|leg| leg.ip() == c.ipv4() && (1024..32768).contains(&leg.port())));
-    eventually(LIMIT, "all legs counted", || (legs.len() == 300).then_some(()))?;
+fn many_connections_of_one_client_stay_apart() -> Result<()> {
+    const MANY: usize = 300;
+    let mesh = Mesh::new(&[(1, "shop", "a"), (2, "outside", "o")])?;
+    let agent = mesh.agent(1)?;
+    let (a, o) = (mesh.pod("a"), mesh.pod("o"));
+    // All open at once, so each leg to the application needs a port of its own; none may be the client's.
+    let heard = o.run(|| {
+        let dial = |nth| {
+            let stream = TcpStream::connect_timeout(&at(a.ipv4()), LIMIT);
+            stream.with_context(|| format!("connection {nth}: {}", agent.log()))
+        };
+        let mut open = (0..MANY).map(dial).collect::<Result<Vec<_>>>()?;
+        for stream in &mut open {
+            stream.set_read_timeout(Some(LIMIT))?;
+            stream.write_all(b"GET / HTTP/1.1\r\n\r\n")?;
+        }
+        let answer = |stream| BufReader::new(stream).lines().nth(4).transpose();
+        Ok::<_, anyhow::Error>(open.iter_mut().map(answer).collect::<io::Result<Vec<_>>>()?)
+    })??;
+    let expected = format!("a saw {}", o.ipv4());
+    ensure!(heard.iter().all(|line| line.as_ref() == Some(&expected)), "{heard:?}\n{}", agent.log());
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use culvert_core::address::{ClientAddr, NetnsCookie};
 use nix::sched::{CloneFlags, setns};
@@ -18,9 +18,6 @@ use culvert_ebpf_common::STEERING_MARK;
 /// Source ports of the agent's legs to applications: outside what clients use (32768 and up, IANA's and Linux's
 /// ephemeral ports), because `(client address, client port)` may be taken by the agent's own accepted socket.
 const APPLICATION_LEG_PORTS: std::ops::RangeInclusive<u16> = 1024..=32767;
-
-/// `IP_LOCAL_PORT_RANGE`, Linux 6.3.
-const IP_LOCAL_PORT_RANGE: libc::c_int = 51;
 
 /// An address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -176,29 +173,11 @@ impl PodNetns {
     }
 }
 
+/// Binds to `ip` and a port that clients do not use.
+///
+/// `IP_LOCAL_PORT_RANGE` (Linux 6.3) is no help: the kernel ignores it where it is outside the namespace's
+/// `net.ipv4.ip_local_port_range`, which is the very range to be avoided.
 fn bind_outside_client_ports(socket: &Socket, ip: IpAddr) -> io::Result<()> {
-    /// Set once the kernel has said that it lacks `IP_LOCAL_PORT_RANGE`.
-    static NO_PORT_RANGE: AtomicBool = AtomicBool::new(false);
-    let (first, last) = (*APPLICATION_LEG_PORTS.start(), *APPLICATION_LEG_PORTS.end());
-    if !NO_PORT_RANGE.load(Ordering::Relaxed) {
-        let range = i32::from_ne_bytes((u32::from(last) << 16 | u32::from(first)).to_ne_bytes());
-        match set_int(socket, libc::SOL_IP, IP_LOCAL_PORT_RANGE, range) {
-            Ok(()) => {
-                // The port is chosen by connect(), which knows the whole tuple.
-                set_int(socket, libc::SOL_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
-                return socket.bind(&SockAddr::from(SocketAddr::new(ip, 0)));
-            }
-            Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => {
-                NO_PORT_RANGE.store(true, Ordering::Relaxed);
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    bind_by_trying(socket, ip)
-}
-
-/// Before Linux 6.3: walk the range from where the last call stopped.
-fn bind_by_trying(socket: &Socket, ip: IpAddr) -> io::Result<()> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     const TRIES: u32 = 256;
     let (first, count) = (u32::from(*APPLICATION_LEG_PORTS.start()), APPLICATION_LEG_PORTS.len() as u32);
@@ -207,10 +186,16 @@ fn bind_by_trying(socket: &Socket, ip: IpAddr) -> io::Result<()> {
         let port = u16::try_from(first + offset).unwrap_or(*APPLICATION_LEG_PORTS.start());
         match socket.bind(&SockAddr::from(SocketAddr::new(ip, port))) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
-            result => return result,
+            // Only now, or the port of another leg would do for bind() and fail connect(). With it, an application
+            // can still listen on this port.
+            Ok(()) => return socket.set_reuse_address(true),
+            Err(error) => return Err(error),
         }
     }
-    Err(io::Error::new(io::ErrorKind::AddrInUse, format!("no free source port for {ip} after {TRIES} tries")))
+    // A client with so many connections that they fill the range: connect() may take a port that a later connection
+    // of the client comes from, which is then refused. Rare, and better than to refuse this one.
+    set_int(socket, libc::SOL_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
+    socket.bind(&SockAddr::from(SocketAddr::new(ip, 0)))
 }
 
 pub(super) fn set_int(socket: &Socket, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {

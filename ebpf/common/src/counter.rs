@@ -43,6 +43,8 @@ counters! {
     DeviceBinding = "refused" / "connect_device_binding",
     /// The mark could not be set.
     Mark = "refused" / "connect_mark",
+    /// An IPv6 link-local destination, which is on the link that the socket names and nowhere else.
+    LinkLocal = "refused" / "connect_link_local",
     /// A connection could not be handed to the listener.
     Assign = "refused" / "assign_failed",
     /// A host socket's connection could not be recorded, and will be taken for plaintext.

@@ -34,6 +34,12 @@ pub fn is_loopback(ip: &Ip) -> bool {
     )
 }
 
+/// Whether `ip` is an IPv4 address.
+#[inline(always)]
+pub const fn is_mapped(ip: &Ip) -> bool {
+    matches!(*ip, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, ..])
+}
+
 /// What to do with a `connect()` of an enrolled pod's socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Connect {
@@ -41,6 +47,13 @@ pub enum Connect {
     Pass,
     /// Take the mark away that an earlier connect of the same socket left.
     Unmark,
+    /// Fail it with EPERM.
+    Forbid(Counter),
+    /// Have it refused, as by a port that nobody listens on; with `unbind`, first free the socket from its device.
+    Refuse {
+        /// Free it from its device.
+        unbind: bool,
+    },
     /// Set the mark; with `unbind`, first free the socket from its device, which would have its packets routed past
     /// the rule for the mark.
     Steer {
@@ -50,15 +63,37 @@ pub enum Connect {
 }
 
 /// Decides a `connect()` in an enrolled pod, which is not the agent's.
+///
+/// `is_served`: the agent listens for what the pod dials. It is asked here, because `sk_lookup` cannot refuse what is
+/// led to `lo`: the kernel has no route for a reset from an IPv4 address that is not the pod's (`ip_route_output`
+/// checks the source), and the caller would wait.
 #[inline(always)]
-pub fn connect(socket_type: u32, destination: &Ip, mark: u32, bound_device: u32) -> Connect {
+pub fn connect(
+    socket_type: u32,
+    destination: &Ip,
+    mark: u32,
+    bound_device: u32,
+    is_served: impl FnOnce() -> bool,
+    is_own: impl FnOnce() -> bool,
+) -> Connect {
     if socket_type != SOCK_STREAM {
         return Connect::Pass;
     }
     if is_loopback(destination) {
         return if mark == STEERING_MARK { Connect::Unmark } else { Connect::Pass };
     }
-    Connect::Steer { unbind: bound_device != 0 }
+    // The kernel binds the socket to the device of the scope after this, and the route for the mark is passed by.
+    if is_link_local(destination) {
+        return Connect::Forbid(Counter::LinkLocal);
+    }
+    let unbind = bound_device != 0;
+    if is_served() || is_own() { Connect::Steer { unbind } } else { Connect::Refuse { unbind } }
+}
+
+/// Whether `ip` is in `fe80::/10`.
+#[inline(always)]
+fn is_link_local(ip: &Ip) -> bool {
+    ip[0] == 0xfe && ip[1] & 0xc0 == 0x80
 }
 
 /// Decides whether an enrolled pod may make a socket.

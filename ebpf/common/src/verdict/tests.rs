@@ -20,12 +20,36 @@ fn loopback_and_unspecified_addresses_are_loopback_in_both_families() {
     }
 }
 
+/// A `connect()` while the agent listens.
+fn connect(socket_type: u32, destination: &Ip, mark: u32, bound_device: u32) -> Connect {
+    super::connect(socket_type, destination, mark, bound_device, || true, || *destination == POD)
+}
+
 #[test]
 fn streams_are_steered_and_freed_from_their_device() {
     assert_eq!(connect(SOCK_STREAM, &OUTSIDE, 0, 0), Connect::Steer { unbind: false });
     assert_eq!(connect(SOCK_STREAM, &OUTSIDE, 7, 2), Connect::Steer { unbind: true });
     // The pod's own address too: only marked does it arrive by lo.
     assert_eq!(connect(SOCK_STREAM, &POD, 0, 0), Connect::Steer { unbind: false });
+}
+
+#[test]
+fn while_nobody_listens_all_but_the_pod_itself_is_refused() {
+    let dead = |ip: &Ip, device| super::connect(SOCK_STREAM, ip, 0, device, || false, || *ip == POD);
+    assert_eq!(dead(&OUTSIDE, 0), Connect::Refuse { unbind: false });
+    assert_eq!(dead(&OUTSIDE, 2), Connect::Refuse { unbind: true });
+    assert_eq!(dead(&POD, 0), Connect::Steer { unbind: false });
+    assert_eq!(dead(&v6(1), 0), Connect::Pass);
+}
+
+#[test]
+fn link_local_destinations_which_cannot_be_steered_are_forbidden() {
+    let mut ip = v6(1);
+    for (start, forbidden) in [([0xfe, 0x80], true), ([0xfe, 0xbf], true), ([0xfe, 0xc0], false), ([0xfd, 0x80], false)]
+    {
+        [ip[0], ip[1]] = start;
+        assert_eq!(connect(SOCK_STREAM, &ip, 0, 0) == Connect::Forbid(Counter::LinkLocal), forbidden, "{ip:?}");
+    }
 }
 
 #[test]
