@@ -37,7 +37,7 @@ pub struct ProxyPod {
 
 /// Starts and stops the proxies of a pod.
 pub trait ProxyControl: Send + Sync + 'static {
-    /// Starts serving the pod's listeners.
+    /// Starts serving the pod's listeners, in place of an earlier proxy of the pod, which stops as in [`Self::stop`].
     fn start(&self, pod: ProxyPod);
 
     /// Stops: accepts nothing more, lets what is open finish for a while, then ends it.

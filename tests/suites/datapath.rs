@@ -21,7 +21,7 @@ pub(crate) const START: Duration = Duration::from_secs(30);
 /// Pods in `shop`, which is in the mesh, and in `outside`, which is not.
 pub(crate) struct Mesh {
     // Before the topology: they end when their place still exists.
-    servers: Vec<Server>,
+    pub(crate) servers: Vec<Server>,
     pub(crate) directory: ConfigDir,
     pub(crate) config: AgentConfig,
     pub(crate) topology: Topology,

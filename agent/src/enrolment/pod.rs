@@ -35,10 +35,18 @@ pub(super) async fn live<P: ProxyControl>(
     mut wishes: watch::Receiver<Option<Arc<PodEnrolment>>>,
 ) -> String {
     let mut pause = RETRY_FIRST;
+    // What the pod was taken in as.
+    let mut held: Option<Arc<PodEnrolment>> = None;
     loop {
-        let Some(pod) = wishes.borrow_and_update().clone() else {
-            context.states.remove(&uid);
-            return uid;
+        let wish = wishes.borrow_and_update().clone();
+        let Some(pod) = wish else {
+            let Some(pod) = held.take() else {
+                context.states.remove(&uid);
+                return uid;
+            };
+            leave(&context, &uid, &pod).await;
+            tracing::info!(pod = %pod.workload.namespaced_name(), "left the mesh");
+            continue;
         };
         let name = pod.workload.namespaced_name();
         context.states.set(&uid, &name, PodState::Pending);
@@ -47,9 +55,11 @@ pub(super) async fn live<P: ProxyControl>(
                 pause = RETRY_FIRST;
                 context.states.set(&uid, &name, PodState::Enrolled);
                 tracing::info!(pod = %name, "enrolled");
+                if let Some(before) = held.replace(pod.clone()) {
+                    forget(&context, &before);
+                }
+                // Changed, it is taken in anew over what it was: captured all the time, never in clear.
                 until_changed(&mut wishes, &pod).await;
-                leave(&context, &uid, &pod).await;
-                tracing::info!(pod = %name, "left the mesh");
             }
             Err(failure) => {
                 tracing::warn!(pod = %name, "cannot be enrolled: {failure}");
@@ -125,6 +135,11 @@ async fn leave<P: ProxyControl>(context: &Context<P>, uid: &str, pod: &PodEnrolm
     context.proxies.stop(uid).await;
     let _ = step(|redirect, uid| redirect.remove(uid)).await;
     context.states.remove(uid);
+    forget(context, pod);
+}
+
+/// The last pod of an identity takes its certificate along.
+fn forget<P>(context: &Context<P>, pod: &PodEnrolment) {
     if context.identities.remove(&pod.workload.identity) {
         context.certificates.forget(&pod.workload.identity);
     }

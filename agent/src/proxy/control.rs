@@ -62,10 +62,19 @@ impl ProxyControl for Proxies {
     fn start(&self, pod: ProxyPod) {
         let uid = pod.uid.clone();
         let proxy = Arc::new(PodProxy::start(self.shared.clone(), pod));
-        self.pods.lock().unwrap_or_else(PoisonError::into_inner).insert(uid, proxy);
+        let earlier = self.pods.lock().unwrap_or_else(PoisonError::into_inner).insert(uid, proxy);
         let counts = self.shared.telemetry.proxies();
-        counts.active.inc();
         counts.started.inc();
+        match earlier {
+            Some(earlier) => {
+                counts.stopped.inc();
+                let drain = self.drain;
+                tokio::spawn(async move { earlier.stop(drain).await });
+            }
+            None => {
+                counts.active.inc();
+            }
+        }
     }
 
     async fn stop(&self, uid: &str) {
