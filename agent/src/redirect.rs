@@ -21,6 +21,7 @@ mod record;
 mod report;
 mod routes;
 mod steps;
+mod sysctls;
 
 use std::net::{IpAddr, TcpListener};
 use std::path::PathBuf;

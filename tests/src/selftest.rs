@@ -117,7 +117,9 @@ fn plumbing(pod: &Pod) -> Result<String> {
         all += &netns.ip_once(&[family, "rule", "show"])?;
         all += &netns.ip_once(&[family, "route", "show", "table", "all"])?;
     }
-    let accept = pod.run(|| std::fs::read_to_string("/proc/sys/net/ipv4/tcp_fwmark_accept"))??;
+    for sysctl in ["ipv4/tcp_fwmark_accept", "ipv4/fwmark_reflect", "ipv6/fwmark_reflect"] {
+        all += &pod.run(|| std::fs::read_to_string(format!("/proc/sys/net/{sysctl}")))??;
+    }
     // Neighbours come and go, and with them the age of their routes.
-    Ok(all + &accept)
+    Ok(all)
 }

@@ -141,7 +141,7 @@ fn doing(step: Step) -> &'static str {
     match step {
         Step::Record => "write down what will be changed",
         Step::Listen => "listen in its network namespace",
-        Step::Sysctl => "set net.ipv4.tcp_fwmark_accept",
+        Step::Sysctl => "set net.ipv4.tcp_fwmark_accept and fwmark_reflect",
         Step::Route => "add the routing rules (is `lo` up in the pod?)",
         Step::Attach => "attach the socket lookup program to its network namespace",
         Step::Commit => "write its row",

@@ -15,7 +15,8 @@ use super::pins::Pins;
 use super::programs::{self, Constants, Maps};
 use super::record::{to_record, to_spec};
 use super::routes::{self, InterfaceAddress};
-use super::steps::{Steps, fwmark_accept, map_error};
+use super::steps::{Steps, map_error};
+use super::sysctls;
 use super::{PodSpec, PreparedPod};
 
 /// What the agent's parts share.
@@ -78,12 +79,12 @@ impl Shared {
                 let _ = self.leave(&mut maps, old, record);
             }
         }
-        // What the sysctl was before anyone touched it.
-        let fwmark_accept = match &before {
-            Some(record) => record.fwmark_accept,
-            None => fwmark_accept(&netns).map_err(|error| failed((Step::Record, error)))?,
+        // What the sysctls were before anyone touched it.
+        let mark_sysctls = match &before {
+            Some(record) => record.mark_sysctls,
+            None => sysctls::read(&netns).map_err(|error| failed((Step::Record, error)))?,
         };
-        let record = to_record(pod, fwmark_accept).map_err(unusable)?;
+        let record = to_record(pod, mark_sysctls).map_err(unusable)?;
         let netns = Arc::new(PodNetns::new(netns, pod.addresses.iter().copied()));
         let mut enrolment = Enrolment::new();
         let mut steps = Steps {

@@ -16,19 +16,19 @@ pub(super) fn to_key(ip: IpAddr) -> Ip {
     }
 }
 
-/// The record of `pod`, whose `net.ipv4.tcp_fwmark_accept` was `fwmark_accept`.
+/// The record of `pod`, whose sysctls for marks were `mark_sysctls`.
 ///
 /// # Errors
 ///
 /// What of it is too long to be kept.
-pub(super) fn to_record(pod: &PodSpec, fwmark_accept: u32) -> Result<PodRecord, &'static str> {
+pub(super) fn to_record(pod: &PodSpec, mark_sysctls: u32) -> Result<PodRecord, &'static str> {
     let mut record = PodRecord {
         uid: [0; 128],
         netns: [0; 256],
         addresses: [[0; 16]; 8],
         address_count: 0,
         flags: flags(pod),
-        fwmark_accept,
+        mark_sysctls,
     };
     fill(&mut record.uid, pod.uid.as_bytes()).ok_or("its UID is empty or longer than 128 bytes")?;
     fill(&mut record.netns, pod.netns.as_os_str().as_bytes()).ok_or("its netns path is longer than 256 bytes")?;
@@ -87,7 +87,7 @@ mod tests {
     fn a_pod_survives_being_recorded() {
         let record = to_record(&pod(), 1).unwrap();
         assert_eq!(to_spec(&record), pod());
-        assert_eq!(record.fwmark_accept, 1);
+        assert_eq!(record.mark_sysctls, 1);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::pods::{Shared, records};
 use super::programs::Maps;
 use super::record::to_spec;
 use super::routes;
-use super::steps::fwmark_accept;
+use super::sysctls;
 
 /// One counter of the programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -88,8 +88,8 @@ impl Shared {
                     Ok((present, missing)) => {
                         rules = present;
                         problems.extend(missing.into_iter().map(str::to_owned));
-                        if fwmark_accept(&netns).is_ok_and(|value| value == 0) {
-                            problems.push("net.ipv4.tcp_fwmark_accept is 0 in the pod, it should be 1".to_owned());
+                        for off in sysctls::off(&netns).unwrap_or_default() {
+                            problems.push(format!("{off} is 0 in the pod, it should be 1"));
                         }
                     }
                     Err(error) => problems.push(format!("its routing rules cannot be read: {error}")),

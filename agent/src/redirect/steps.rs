@@ -1,6 +1,5 @@
 //! What each step of an enrolment does to the kernel, and how it is undone.
 
-use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsRawFd;
@@ -16,9 +15,7 @@ use super::pins::Pins;
 use super::programs::{self, Constants, Maps};
 use super::record::{to_key, to_spec};
 use super::routes::{self, InterfaceAddress};
-use super::{Listeners, listen};
-
-const FWMARK_ACCEPT: &str = "/proc/sys/net/ipv4/tcp_fwmark_accept";
+use super::{Listeners, listen, sysctls};
 
 /// The hands of one pod's enrolment.
 pub(super) struct Steps<'a> {
@@ -65,7 +62,7 @@ impl Steps<'_> {
         match step {
             Step::Record => self.write_record(),
             Step::Listen => self.listen(netns),
-            Step::Sysctl => netns.enter(|| fs::write(FWMARK_ACCEPT, "1"))?,
+            Step::Sysctl => sysctls::set(netns),
             Step::Route => {
                 let mut netlink = netns.enter(Netlink::open)??;
                 routes::add(&mut netlink, &to_spec(&self.record).addresses, &self.present)
@@ -82,10 +79,7 @@ impl Steps<'_> {
             (Step::Commit, _) => absent_is_fine(self.maps.pods.remove(&self.cookie.0)),
             (Step::Attach, _) => programs::detach_pod(self.pins, self.cookie),
             (Step::Route, Some(netns)) => routes::remove(&mut netns.enter(Netlink::open)??),
-            (Step::Sysctl, Some(netns)) => {
-                let before = self.record.fwmark_accept.to_string();
-                netns.enter(|| fs::write(FWMARK_ACCEPT, before))?
-            }
+            (Step::Sysctl, Some(netns)) => sysctls::restore(netns, self.record.mark_sysctls),
             (Step::Route | Step::Sysctl, None) => Ok(()),
             (Step::Listen, _) => {
                 self.listeners = None;
@@ -145,12 +139,6 @@ impl Steps<'_> {
         let keys = self.maps.addresses.keys().filter_map(Result::ok);
         keys.filter(|key| key.netns == self.cookie.0).collect()
     }
-}
-
-/// What `net.ipv4.tcp_fwmark_accept` is in `netns`.
-pub(super) fn fwmark_accept(netns: &Netns) -> io::Result<u32> {
-    let text = netns.enter(|| fs::read_to_string(FWMARK_ACCEPT))??;
-    text.trim().parse().map_err(io::Error::other)
 }
 
 fn any(ip: IpAddr) -> AddressKey {

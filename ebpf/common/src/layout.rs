@@ -105,8 +105,8 @@ pub struct PodRecord {
     pub address_count: u32,
     /// [`Pod::flags`].
     pub flags: u32,
-    /// What `net.ipv4.tcp_fwmark_accept` was.
-    pub fwmark_accept: u32,
+    /// What `net.ipv4.tcp_fwmark_accept` and `fwmark_reflect`, of IPv4 and IPv6, were: a byte each.
+    pub mark_sysctls: u32,
 }
 
 #[cfg(feature = "user")]
