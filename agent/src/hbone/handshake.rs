@@ -154,6 +154,7 @@ fn established(
 trait Process {
     type Data;
     fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
+    fn has_queued(&self) -> bool;
 }
 
 impl Process for UnbufferedConnectionCommon<ClientConnectionData> {
@@ -161,12 +162,18 @@ impl Process for UnbufferedConnectionCommon<ClientConnectionData> {
     fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
         self.process_tls_records(incoming)
     }
+    fn has_queued(&self) -> bool {
+        self.wants_write()
+    }
 }
 
 impl Process for UnbufferedConnectionCommon<ServerConnectionData> {
     type Data = ServerConnectionData;
     fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
         self.process_tls_records(incoming)
+    }
+    fn has_queued(&self) -> bool {
+        self.wants_write()
     }
 }
 
@@ -211,7 +218,7 @@ async fn drive<C: Process + ?Sized>(
             Ok(Next::Done) => return Ok((incoming, plaintext)),
             Ok(Next::Closed) => return Err(HandshakeError::Closed),
             Err(error) => {
-                send_alert(connection, io).await;
+                send_alert(connection, io, &mut incoming).await;
                 return Err(error.into());
             }
         }
@@ -256,12 +263,15 @@ fn step<Data>(
 }
 
 /// Tells the peer why, as far as it can still be told: rustls has queued the alert with the error.
-async fn send_alert<C: Process + ?Sized>(connection: &mut C, io: &mut TcpStream) {
+///
+/// It hands out what is queued before it looks at `incoming` again, of which it remembers places: so it is given those
+/// very bytes, and only asked while something is queued. It would stumble over the same message a second time, and
+/// panic.
+async fn send_alert<C: Process + ?Sized>(connection: &mut C, io: &mut TcpStream, incoming: &mut [u8]) {
     let mut outgoing = Vec::new();
     let mut plaintext = Vec::new();
-    for _ in 0..4 {
-        let status = connection.process(&mut []);
-        match status.state.and_then(|state| step(state, &mut outgoing, &mut plaintext)) {
+    while connection.has_queued() {
+        match connection.process(incoming).state.and_then(|state| step(state, &mut outgoing, &mut plaintext)) {
             Ok(Next::Again) => {}
             _ => break,
         }
