@@ -36,6 +36,7 @@ fn node(config: NodeConfig) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error.into()),
     };
+    raise_descriptor_limit();
     runtime.block_on(async {
         tracing::info!(version = env!("CARGO_PKG_VERSION"), node = config.node_name, "culvert node");
         let node = match Node::build(config, log).await {
@@ -52,6 +53,20 @@ fn node(config: NodeConfig) -> ExitCode {
             Err(error) => failed(&error),
         }
     })
+}
+
+/// Takes as many descriptors as the administrator allows: every connection costs two, and the soft limit (1024 as a
+/// rule) is a courtesy to programs that use `select`.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+        Ok(hard)
+    });
+    match raised {
+        Ok(limit) => tracing::debug!(limit, "descriptors"),
+        Err(error) => tracing::warn!(%error, "the limit of open descriptors stays as it is"),
+    }
 }
 
 /// Resolves when the process is asked to stop.

@@ -7,6 +7,7 @@
 //! | `outbound` | what the pod's applications dial: a tunnel, or a plain connection from inside the pod |
 //! | `inbound` | tunnels that peers open to the pod, and the judgement of their streams |
 //! | `plaintext` | connections that reach the pod in plaintext |
+//! | `limits` | what the clients of one pod may take of the agent |
 //! | [`live`] | the live connections, and the means to end them |
 //! | [`recheck`] | asking again whether they are allowed, whenever something changed |
 //! | `pump` | copying between two plain connections |
@@ -14,6 +15,7 @@
 mod accept;
 pub mod control;
 mod inbound;
+mod limits;
 pub mod live;
 mod outbound;
 mod plaintext;

@@ -13,10 +13,10 @@ use smallvec::SmallVec;
 
 use super::accept::Incoming;
 use super::live::Admission;
-use super::pod::{Pod, is_own_port};
+use super::pod::{Pod, is_own_port, reset};
 use crate::hbone::client::start_connect;
 use crate::hbone::server::{self, Peer};
-use crate::hbone::tunnel::{Accept, Accepted};
+use crate::hbone::tunnel::{Accept, Accepted, TunnelError};
 use crate::telemetry::{ConnectionInfo, Direction, HboneTarget, Outcome, ResponseFlags, SecurityPolicy};
 
 /// Takes a peer's connection through its handshake and serves the tunnel.
@@ -24,6 +24,17 @@ pub(super) fn serve(pod: &Arc<Pod>, incoming: Incoming) {
     let Some(certificate) = pod.certificate.current() else {
         tracing::warn!(workload = %pod.workload, peer = %incoming.remote, "tunnel refused: the pod has no certificate yet");
         return;
+    };
+    let from = incoming.remote.ip();
+    let (handshaking, place) = match (pod.handshakes.enter(from), pod.tunnels.enter(from)) {
+        (Ok(handshaking), Ok(place)) => (handshaking, place),
+        (Err(full), _) | (_, Err(full)) => {
+            reset(&incoming.socket);
+            if full.is_news() {
+                tracing::warn!(workload = %pod.workload, peer = %incoming.remote, "tunnel refused: {full}");
+            }
+            return;
+        }
     };
     let pod = pod.clone();
     let worker = pod.home + pod.next_served();
@@ -33,15 +44,23 @@ pub(super) fn serve(pod: &Arc<Pod>, incoming: Incoming) {
         let trusted = pod.shared.certificates.trust_domains();
         let now = pod.shared.certificates.clock().now();
         let judge = |peer| Judge { pod: pod.clone(), peer, remote, local };
-        match server::accept(socket, certificate.server.clone(), &trusted, now, judge).await {
+        let accepted = server::accept(socket, certificate.server.clone(), &trusted, now, judge).await;
+        drop(handshaking);
+        match accepted {
             Ok((tunnel, handle)) => {
                 let _serving = pod.serving(handle);
-                if let Err(error) = tunnel.await {
-                    tracing::debug!(peer = %remote, %error, "tunnel ended");
+                match tunnel.await {
+                    Ok(()) => {}
+                    // A peer may go away as it likes; what it sends has rules.
+                    Err(error @ (TunnelError::Io(_) | TunnelError::Closed)) => {
+                        tracing::debug!(peer = %remote, %error, "tunnel ended");
+                    }
+                    Err(error) => tracing::warn!(workload = %pod.workload, peer = %remote, "tunnel ended: {error}"),
                 }
             }
             Err(error) => tracing::warn!(workload = %pod.workload, peer = %remote, "tunnel refused: {error}"),
         }
+        drop(place);
     });
 }
 
@@ -71,6 +90,7 @@ impl Accept for Judge {
             return Accepted::Refuse(400);
         }
         if is_own_port(destination) {
+            tracing::warn!(peer = %self.remote, "stream refused: {destination} is the proxy's own port");
             return Accepted::Refuse(503);
         }
         self.admit(request, destination)
@@ -98,6 +118,10 @@ impl Judge {
         if !decision.allowed {
             record.close(Outcome::failed(ResponseFlags::Denied, decision.reason.to_string()));
             return Accepted::Refuse(401);
+        }
+        if pod.is_full() {
+            record.close(Outcome::failed(ResponseFlags::ConnectFailure, "the pod has too many connections"));
+            return Accepted::Refuse(503);
         }
         let dialled = pod.netns.application_socket(ClientAddr::new(self.remote), destination.ip()).and_then(|socket| {
             socket.set_tcp_nodelay(true)?;

@@ -53,6 +53,12 @@ pub(super) fn serve(pod: &Arc<Pod>, incoming: Incoming) {
         service: None,
         security: SecurityPolicy::Unknown,
     };
+    if pod.is_full() {
+        reset(&incoming.socket);
+        let outcome = Outcome::failed(ResponseFlags::ConnectFailure, "the pod has too many connections");
+        pod.shared.telemetry.connection(info).close(outcome);
+        return;
+    }
     let Outbound { upstream, service, workload } = match decided {
         Ok(decided) => decided,
         Err(refusal) => {

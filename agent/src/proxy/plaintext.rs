@@ -41,6 +41,11 @@ pub(super) fn serve(pod: &Arc<Pod>, incoming: Incoming) {
         record.close(Outcome::failed(ResponseFlags::Denied, decision.reason.to_string()));
         return;
     }
+    if pod.is_full() {
+        reset(&incoming.socket);
+        record.close(Outcome::failed(ResponseFlags::ConnectFailure, "the pod has too many connections"));
+        return;
+    }
     let admission = Admission::Inbound {
         principal: None,
         source_ip: incoming.remote.ip(),

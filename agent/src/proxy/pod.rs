@@ -14,6 +14,7 @@ use slab::Slab;
 use tokio::sync::watch;
 
 use super::accept::{Incoming, accept};
+use super::limits::{Gate, MAX_CONNECTIONS};
 use super::live::{Admission, Connections, EndReason, Flow};
 use super::{inbound, outbound, plaintext};
 use crate::enrolment::ProxyPod;
@@ -53,6 +54,8 @@ pub(super) struct Pod {
     pub(super) connections: Arc<Connections>,
     pub(super) pool: Pool,
     pub(super) home: usize,
+    pub(super) handshakes: Arc<Gate>,
+    pub(super) tunnels: Arc<Gate>,
     /// Tunnels that peers have opened to us.
     served: Mutex<Slab<Handle>>,
     baggage: ArcSwap<(WorkloadBaggage, Arc<str>)>,
@@ -83,6 +86,8 @@ impl PodProxy {
             connections: Arc::default(),
             pool,
             home,
+            handshakes: Gate::handshakes(),
+            tunnels: Gate::tunnels(),
             served: Mutex::default(),
             baggage: ArcSwap::from_pointee((None, "".into())),
         });
@@ -151,6 +156,11 @@ impl Pod {
     /// Counts a connection as open and puts it on the list of live ones.
     pub(super) fn admit(&self, admission: Admission, direction: Direction, record: ConnectionRecord) -> Flow {
         self.connections.admit(admission, record, self.shared.telemetry.socket(direction))
+    }
+
+    /// Whether the pod has as many live connections as it may.
+    pub(super) fn is_full(&self) -> bool {
+        self.connections.len() >= MAX_CONNECTIONS
     }
 
     /// The `baggage` that describes this pod to its peers.
