@@ -1,0 +1,3 @@
+//! What changes while connections are open.
+
+mod support;
