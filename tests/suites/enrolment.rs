@@ -158,6 +158,25 @@ fn a_pod_whose_identity_changes_is_enrolled_anew_and_never_in_clear() -> Result<
 }
 
 #[test]
+fn a_restart_leaves_no_moment_in_clear() -> Result<()> {
+    let mesh = Mesh::new(&[(1, "shop", "a"), (2, "outside", "o")])?;
+    mesh.mtls("STRICT")?;
+    let mut agent = mesh.agent(1)?;
+    let (a, o) = (mesh.pod("a"), mesh.pod("o"));
+    agent.kill()?;
+    let mut agent = mesh.start(1)?;
+    let mut asked = 0;
+    eventually(START, "the new agent to serve the pod", || {
+        asked += 1;
+        if ask(&o.place(), at(a.ipv4())).is_ok() {
+            return Some(Err(anyhow::anyhow!("plaintext came through, call {asked}\n{}", agent.log())));
+        }
+        agent.log().contains("requires mTLS").then_some(Ok(()))
+    })??;
+    agent.wait_ready(START)
+}
+
+#[test]
 fn an_idle_pod_costs_at_most_eight_descriptors() -> Result<()> {
     let names = ["a", "b", "d", "e", "f"].map(|name| (1, "shop", name));
     let mesh = Mesh::new(&names)?;

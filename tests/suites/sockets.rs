@@ -66,7 +66,7 @@ fn each_kind_of_socket_is_captured_or_refused() -> Result<()> {
     for (name, way, fate) in WAYS {
         for (own, ip) in a.addresses().into_iter().zip(c.addresses()) {
             let before = Counts::of(&near)?;
-            let result = a.run(|| way(at(ip)).and_then(|stream| converse(stream)))?;
+            let result = a.run(|| way(at(ip)).and_then(converse))?;
             let grown = Counts::of(&near)?.since(&before);
             let what = format!("{name} to {ip}: {result:?}, counted {grown:?}\n{}{}", near.log(), far.log());
             match fate {

@@ -96,6 +96,8 @@ fn calls_to_itself_and_localhost_are_left_alone_and_host_probes_pass_where_other
 
 #[test]
 fn a_dead_agent_refuses_both_ways_at_once_and_the_next_one_takes_over_within_a_second() -> Result<()> {
+    // Unoptimized, the agent takes most of a second to load its programs and to make a key.
+    const TAKEN_OVER: Duration = if cfg!(debug_assertions) { Duration::from_secs(3) } else { Duration::from_secs(1) };
     const SECRET: &str = "/not-for-everyone";
     let mesh = Mesh::new(&[(1, "shop", "a"), (1, "shop", "b"), (2, "shop", "c"), (2, "outside", "o")])?;
     let _far = mesh.agent(2)?;
@@ -132,7 +134,7 @@ fn a_dead_agent_refuses_both_ways_at_once_and_the_next_one_takes_over_within_a_s
     }
     let took = started.elapsed();
     println!("served again {took:?} after the start of the agent");
-    ensure!(took < Duration::from_secs(1), "served again only after {took:?}");
+    ensure!(took < TAKEN_OVER, "served again only after {took:?}");
     near.wait_ready(START)?;
     let refusals = Counts::of(&near)?.since(&counted);
     ensure!(refusals.get("outbound_no_listener").is_some_and(|count| *count >= 12), "{refusals:?}");
