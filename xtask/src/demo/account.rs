@@ -98,7 +98,7 @@ impl Call {
     /// What `culvertctl simulate` says beforehand must be what happened.
     fn print_forecast(&self, mesh: &Mesh, answered: bool) -> Result<()> {
         let name = self.from.rsplit('/').next().unwrap_or_default();
-        let Ok(forecast) = mesh.foretell(name, &self.to.to_string()) else { return Ok(()) };
+        let forecast = mesh.foretell(name, &self.to.to_string())?;
         let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
         let outcome = text(&forecast["outcome"]);
         let check = forecast["checks"].as_array().and_then(|checks| checks.last());
