@@ -1,5 +1,7 @@
 //! Pods are taken in and let go without a trace, and what cannot be taken in harms nobody else.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a suite stops where it meets the unexpected")]
+
 mod datapath;
 
 use std::collections::BTreeMap;

@@ -1,5 +1,7 @@
 //! Peers that break the rules: each is refused with a clear line in the log, and nobody else notices.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a suite stops where it meets the unexpected")]
+
 mod support;
 
 use std::io::{Read, Write};

@@ -1,5 +1,7 @@
 //! The tunnel with peers of another make: Envoy at either end, and OpenSSL knocking at the door.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a suite stops where it meets the unexpected")]
+
 mod support;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

@@ -1,5 +1,7 @@
 //! The whole life of an enrolled pod on this kernel; `cargo xtask kernels` proves the same on others.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a suite stops where it meets the unexpected")]
+
 use culvert_tests::{AgentConfig, selftest};
 
 #[test]

@@ -3,6 +3,7 @@
 //! The far pod takes plaintext too (PERMISSIVE): a connection that escapes would succeed, be seen on the wire, and
 //! count as plaintext there.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a suite stops where it meets the unexpected")]
 #![allow(unsafe_code, reason = "socket options and flags that no safe wrapper has")]
 
 mod datapath;

@@ -2,6 +2,8 @@
 //!
 //! All pods have the strictest reverse path filter: the harness sets `rp_filter=1` in every namespace.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a suite stops where it meets the unexpected")]
+
 mod datapath;
 
 use std::fs;
