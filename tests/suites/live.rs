@@ -1,5 +1,308 @@
-//! What changes while connections are open.
+//! What changes while connections are open: policies, certificates, pods, files, and the agent itself.
 
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a suite stops where it meets the unexpected")]
 
 mod support;
+
+use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use culvert_tests::objects::{self, authorization_policy};
+use culvert_tests::{Pod, eventually};
+use support::echo::{self, Echo};
+use support::peer::{DATA, END_STREAM, GOAWAY, HEADERS, Raw, connect, connect_frame, frame, status, tls};
+use support::{LIMIT, Mesh};
+
+const HBONE: u16 = 15008;
+const PORT: u16 = 8080;
+const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+const PEER: &str = "spiffe://cluster.local/ns/shop/sa/peer";
+/// How soon a change of the files is to be felt.
+const SECOND: Duration = Duration::from_secs(1);
+
+/// `app`, its clients `client` and `other`, all served by our agent, and `peer`, which is not.
+struct Scene {
+    echo: Echo,
+    mesh: Mesh,
+    target: SocketAddr,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let mesh = Mesh::start(&[(1, "app"), (1, "client"), (1, "other"), (2, "peer")], &[]).unwrap();
+        let app = mesh.topology.pod("app");
+        let echo = Echo::start(&app.place(), SocketAddr::new(ANY, PORT)).unwrap();
+        let target = SocketAddr::new(app.ipv4(), PORT);
+        Self { echo, mesh, target }
+    }
+
+    fn pod(&self, name: &str) -> &Pod {
+        self.mesh.topology.pod(name)
+    }
+
+    fn open(&self, from: &str) -> TcpStream {
+        self.pod(from).run(|| echo::open(self.target, LIMIT)).unwrap().unwrap()
+    }
+
+    fn can_connect(&self, from: &str) -> bool {
+        self.pod(from).run(|| echo::exchange(self.target, 100, LIMIT)).unwrap().is_ok()
+    }
+
+    fn deny(&self, who: &str) -> String {
+        let spec =
+            format!("action: DENY\nrules:\n- from:\n  - source:\n      principals: [cluster.local/ns/shop/sa/{who}]\n");
+        authorization_policy("shop", "deny-one", &spec)
+    }
+
+    /// A peer of another make with a tunnel to the app and one stream open in it.
+    fn tunnel(&self, leaf: &support::authority::Leaf) -> Raw {
+        let door = SocketAddr::new(self.target.ip(), HBONE);
+        let mut raw = Raw::connect(&self.pod("peer").place(), door, &tls(Some(leaf)).unwrap()).unwrap();
+        raw.send(&connect_frame(1, &self.target.to_string())).unwrap();
+        let answer = raw.wait_for(|frame| frame.kind == HEADERS).unwrap();
+        assert_eq!(answer.payload.first(), Some(&0x88), "no 200: {answer:?}");
+        raw
+    }
+
+    fn says(&self, what: &str) {
+        let found = eventually(Duration::from_secs(5), what, || self.mesh.agent.log().contains(what).then_some(()));
+        found.unwrap_or_else(|error| panic!("{error:#}\n{}", self.mesh.agent.log()));
+    }
+}
+
+/// How long it takes until a connection is over; fails if it is not within the limit.
+fn time_to_end(stream: &mut TcpStream, limit: Duration) -> Duration {
+    let started = Instant::now();
+    stream.set_read_timeout(Some(limit)).unwrap();
+    match stream.read(&mut [0; 16]) {
+        Ok(0) => {}
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
+        other => panic!("not closed: {other:?}"),
+    }
+    started.elapsed()
+}
+
+fn resident(pid: u32) -> usize {
+    let statm = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap();
+    statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+}
+
+#[test]
+fn a_policy_closes_what_it_no_longer_allows_and_nothing_else() {
+    let scene = Scene::new();
+    let (mut client, mut other) = (scene.open("client"), scene.open("other"));
+    scene.mesh.directory.write("policies", &[scene.deny("client")]).unwrap();
+    let took = time_to_end(&mut client, LIMIT);
+    assert!(took < SECOND, "{took:?}");
+    assert!(!scene.can_connect("client"));
+    echo::ping(&mut other).unwrap();
+    scene.says("connection closed due to policy change");
+    scene.mesh.directory.write("policies", &[]).unwrap();
+    eventually(SECOND, "the client to be allowed again", || scene.can_connect("client").then_some(())).unwrap();
+    echo::ping(&mut other).unwrap();
+}
+
+#[test]
+fn strict_closes_plaintext_and_leaves_the_mesh_alone() {
+    let scene = Scene::new();
+    scene.mesh.directory.write("peer-authentication", &[objects::peer_authentication("shop", "PERMISSIVE")]).unwrap();
+    eventually(SECOND, "plaintext to be allowed", || scene.can_connect("peer").then_some(())).unwrap();
+    let (mut plaintext, mut meshed) = (scene.open("peer"), scene.open("client"));
+    scene.mesh.directory.write("peer-authentication", &[objects::peer_authentication("shop", "STRICT")]).unwrap();
+    let took = time_to_end(&mut plaintext, LIMIT);
+    assert!(took < SECOND, "{took:?}");
+    assert!(!scene.can_connect("peer"));
+    echo::ping(&mut meshed).unwrap();
+}
+
+#[test]
+fn a_revoked_certificate_loses_its_connections_and_gets_no_others() {
+    let scene = Scene::new();
+    let (bad, good) = (scene.mesh.authority.issue(PEER).unwrap(), scene.mesh.authority.issue(PEER).unwrap());
+    let (mut revoked, mut kept, mut own) = (scene.tunnel(&bad), scene.tunnel(&good), scene.open("client"));
+    scene.mesh.authority.revoke(&bad).unwrap();
+    revoked.wait_for(|frame| frame.stream == 1).unwrap().code().unwrap();
+    scene.says("the peer's certificate was revoked");
+    let door = SocketAddr::new(scene.target.ip(), HBONE);
+    let again =
+        |leaf| status(&scene.pod("peer").place(), door, &tls(Some(leaf)).unwrap(), connect(&scene.target.to_string()));
+    assert!(again(&bad).is_err());
+    scene.says("the peer's certificate is revoked");
+    assert_eq!(again(&good).unwrap(), 200);
+    kept.send(&frame(DATA, END_STREAM, 1, b"kept")).unwrap();
+    assert!(kept.wait_for(|frame| frame.kind == DATA).unwrap().payload.starts_with(b"kept"));
+    echo::ping(&mut own).unwrap();
+}
+
+#[test]
+fn a_pod_that_is_deleted_says_goaway_and_finishes_what_it_carries() {
+    let scene = Scene::new();
+    let mut raw = scene.tunnel(&scene.mesh.authority.issue(PEER).unwrap());
+    let left: Vec<_> = ["client", "other"].map(|name| objects::pod(scene.pod(name), name)).to_vec();
+    scene.mesh.directory.write("pods", &left).unwrap();
+    assert_eq!(raw.wait_for(|frame| frame.kind == GOAWAY).unwrap().payload[4..8], [0; 4]);
+    raw.send(&frame(DATA, END_STREAM, 1, b"last words")).unwrap();
+    assert!(raw.wait_for(|frame| frame.kind == DATA).unwrap().payload.starts_with(b"last words"));
+    assert!(raw.ends());
+}
+
+#[test]
+fn a_stopped_agent_says_goaway_and_ends_once_its_connections_have() {
+    let mut scene = Scene::new();
+    let mut raw = scene.tunnel(&scene.mesh.authority.issue(PEER).unwrap());
+    let pid = i32::try_from(scene.mesh.agent.pid()).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM).unwrap();
+    raw.wait_for(|frame| frame.kind == GOAWAY).unwrap();
+    raw.send(&frame(DATA, END_STREAM, 1, b"last words")).unwrap();
+    assert!(raw.wait_for(|frame| frame.kind == DATA).unwrap().payload.starts_with(b"last words"));
+    assert!(raw.ends());
+    assert!(scene.mesh.agent.terminate(Duration::from_secs(5)).unwrap().success());
+    assert!(!scene.can_connect("client"), "a pod without its agent is refused");
+}
+
+#[test]
+fn a_broken_file_keeps_the_last_good_policy_in_force_and_is_named_with_its_line() {
+    let scene = Scene::new();
+    let file = scene.mesh.directory.path().join("policies.yaml");
+    scene.mesh.directory.write("policies", &[scene.deny("client")]).unwrap();
+    eventually(SECOND, "the policy", || (!scene.can_connect("client")).then_some(())).unwrap();
+    let good = fs::read_to_string(&file).unwrap();
+    let broken: [(&str, Vec<u8>, &str); 5] = [
+        ("tabs", good.replace("  action", "\taction").into(), "policies.yaml:7:"),
+        (
+            "a duplicate key",
+            good.replace("  action: DENY", "  action: ALLOW\n  action: ALLOW").into(),
+            "policies.yaml:8:",
+        ),
+        ("binary", (0..=255).cycle().take(10_000).collect(), "not UTF-8 text"),
+        ("10 MB", format!("# {}\n", "x".repeat(99)).repeat(100_000).into(), "split the file"),
+        ("half a file", good[..good.len() / 2].into(), "policies.yaml:"),
+    ];
+    for (what, bytes, line) in broken {
+        let before = scene.mesh.agent.log().matches(line).count();
+        fs::write(&file, bytes).unwrap();
+        let said = eventually(Duration::from_secs(3), line, || {
+            (scene.mesh.agent.log().matches(line).count() > before).then_some(())
+        });
+        said.unwrap_or_else(|error| panic!("{what}: {error:#}\n{}", scene.mesh.agent.log()));
+        assert!(!scene.can_connect("client"), "{what}");
+        assert!(scene.can_connect("other"), "{what}");
+        fs::write(&file, &good).unwrap();
+        thread::sleep(Duration::from_millis(300));
+    }
+    let (here, gone) = (scene.mesh.directory.path(), scene.mesh.directory.path().with_extension("gone"));
+    fs::rename(here, &gone).unwrap();
+    scene.says("the objects stay as they were");
+    assert!(!scene.can_connect("client") && scene.can_connect("other"));
+    fs::rename(&gone, here).unwrap();
+    scene.says("the configuration directory is back");
+    scene.mesh.directory.write("policies", &[]).unwrap();
+    eventually(3 * SECOND, "the policy to be gone", || scene.can_connect("client").then_some(())).unwrap();
+}
+
+#[test]
+fn a_reader_that_stalls_holds_up_nobody_and_costs_a_bounded_amount() {
+    let scene = Scene::new();
+    let stalled = SocketAddr::new(scene.target.ip(), 8081);
+    let listener = scene.pod("app").run(|| TcpListener::bind(SocketAddr::new(ANY, 8081))).unwrap().unwrap();
+    let before = resident(scene.mesh.agent.pid());
+    let mut writers: Vec<_> =
+        (0..3).map(|_| scene.pod("client").run(|| TcpStream::connect(stalled)).unwrap().unwrap()).collect();
+    let _readers: Vec<_> = writers.iter().map(|_| listener.accept().unwrap()).collect();
+    let piece = vec![7; 1 << 16];
+    for writer in &mut writers {
+        writer.set_write_timeout(Some(Duration::from_millis(400))).unwrap();
+        let mut sent = 0_usize;
+        while sent < 200 << 20 {
+            match writer.write(&piece) {
+                Ok(n) => sent += n,
+                Err(_) => break,
+            }
+        }
+        assert!(sent < 40 << 20, "{} MB went to a reader that does not read", sent >> 20);
+        // Through the same tunnel.
+        assert!(scene.can_connect("client"));
+    }
+    let grown = resident(scene.mesh.agent.pid()).saturating_sub(before);
+    assert!(grown < 40 << 20, "the agent grew by {} MB", grown >> 20);
+}
+
+#[test]
+fn a_reset_is_passed_on_as_a_reset_in_both_directions() {
+    let scene = Scene::new();
+    let to = SocketAddr::new(scene.target.ip(), 8082);
+    let listener = scene.pod("app").run(|| TcpListener::bind(SocketAddr::new(ANY, 8082))).unwrap().unwrap();
+    for server_resets in [true, false] {
+        let mut client = scene.pod("client").run(|| TcpStream::connect(to)).unwrap().unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        client.write_all(b"x").unwrap();
+        server.read_exact(&mut [0]).unwrap();
+        let (resets, mut sees) = if server_resets { (server, client) } else { (client, server) };
+        socket2::SockRef::from(&resets).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(resets);
+        sees.set_read_timeout(Some(LIMIT)).unwrap();
+        let error = sees.read(&mut [0]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    }
+}
+
+#[test]
+fn each_call_is_counted_and_logged_on_both_sides() {
+    let scene = Scene::new();
+    scene.mesh.directory.write("policies", &[scene.deny("other")]).unwrap();
+    eventually(SECOND, "the policy", || (!scene.can_connect("other")).then_some(())).unwrap();
+    let unreachable = SocketAddr::new(scene.target.ip(), 8081);
+    let of = |reporter: &'static str, who: &'static str, flags: &'static str| {
+        let policy = ("connection_security_policy", "mutual_tls");
+        [
+            ("reporter", reporter),
+            ("source_workload", who),
+            ("destination_workload", "app"),
+            ("response_flags", flags),
+            policy,
+        ]
+    };
+    let refused =
+        || scene.mesh.agent.metric("istio_tcp_connections_closed_total", &of("destination", "other", "DENY")).unwrap();
+    let denied = refused();
+    assert!(scene.can_connect("client"));
+    assert!(!scene.can_connect("other"));
+    assert!(scene.pod("client").run(|| echo::exchange(unreachable, 1, LIMIT)).unwrap().is_err());
+    scene.says("http status 503");
+    scene.says("http status 401");
+
+    let page = scene.mesh.agent.metrics().unwrap();
+    let metric = |name: &str, labels: &[(&str, &str)]| scene.mesh.agent.metric(name, labels).unwrap();
+    for reporter in ["source", "destination"] {
+        let closed = |who, flags| metric("istio_tcp_connections_closed_total", &of(reporter, who, flags));
+        eventually(LIMIT, "the counters", || (closed("client", "-") == 1.0).then_some(()))
+            .unwrap_or_else(|error| panic!("{reporter}: {error:#}\n{page}"));
+        assert_eq!(closed("client", "CONNECT"), 1.0, "{reporter}\n{page}");
+        assert!(closed("other", "DENY") >= 1.0, "{reporter}\n{page}");
+        let bytes = |name| metric(name, &of(reporter, "client", "-"));
+        assert_eq!(bytes("istio_tcp_received_bytes_total"), 100.0, "{reporter}: what the client sent");
+        assert!(bytes("istio_tcp_sent_bytes_total") > 100.0, "{reporter}: the echo and its farewell");
+    }
+    assert_eq!(refused(), denied + 1.0);
+
+    let log = scene.mesh.agent.log();
+    let line = |level: &str, parts: &[&str]| {
+        let mut lines = log.lines().filter(|line| line.contains(&format!("\t{level}\taccess\t")));
+        assert!(
+            lines.any(|line| parts.iter().all(|part| line.contains(part))),
+            "no {level} line with {parts:?}:\n{log}"
+        );
+    };
+    let (hbone, identity) =
+        (format!("dst.hbone_addr={}", scene.target), "src.identity=\"spiffe://cluster.local/ns/shop/sa/client\"");
+    line("info", &["direction=\"inbound\"", &hbone, identity, "bytes_recv=100"]);
+    line("info", &["direction=\"outbound\"", &hbone, identity, "bytes_sent=100"]);
+    line("error", &["direction=\"inbound\"", "sa/other", "shop/deny-one"]);
+    line("error", &["direction=\"outbound\"", "sa/other", "http status 401"]);
+    line("error", &["direction=\"inbound\"", "Connection refused"]);
+    line("error", &["direction=\"outbound\"", "http status 503"]);
+    assert!(scene.echo.accepted() >= 1);
+}
