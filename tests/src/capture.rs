@@ -2,24 +2,30 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
+use socket2::SockRef;
 
-use crate::process::Process;
+use crate::deadline::eventually;
+use crate::process::{Place, Process};
 use crate::scope::Scope;
 use crate::topology::Node;
 
 const LIMIT: Duration = Duration::from_secs(10);
+/// Where the marker of a capture's end is sent: to everyone on the wire, at the discard port (RFC 863).
+const MARKER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::BROADCAST, 9);
 
 /// tcpdump on an interface of a node; ended when dropped.
 #[derive(Debug)]
 pub struct Capture {
     process: Process,
     file: PathBuf,
+    place: Place,
+    interface: String,
 }
 
 /// One TCP segment.
@@ -49,19 +55,39 @@ impl Capture {
         let mut command = node.place().command("tcpdump")?;
         // Written packet by packet, as root: tcpdump would else give up the right to write here.
         command.args(["-i", interface, "-s", "0", "-n", "-U", "--immediate-mode", "-B", "16384", "-Z", "root", "-w"]);
-        command.arg(&file).arg("tcp");
+        command.arg(&file).arg(format!("tcp or (udp and dst port {})", MARKER.port()));
         let mut process = Process::spawn("tcpdump", command)?;
         process.wait_for_line(LIMIT, "tcpdump to listen", |line| line.contains("listening on"))?;
-        Ok(Self { process, file })
+        Ok(Self { process, file, place: node.place(), interface: interface.to_owned() })
     }
 
-    /// Ends the capture and reads it.
+    /// Ends the capture and reads it: everything that crossed the wire before the call.
     pub fn finish(mut self) -> Result<Captured> {
+        self.await_all()?;
         self.process.signal(Signal::SIGINT)?;
         self.process.wait(LIMIT)?;
         let raw = fs::read(&self.file).with_context(|| format!("cannot read {}", self.file.display()))?;
         let segments = segments(&raw)?;
         Ok(Captured { segments, raw })
+    }
+}
+
+impl Capture {
+    /// Sends a marker and waits until the file has it. tcpdump writes in order, so all that went before is there then;
+    /// ended at once, it would lose what it has not yet read from the kernel.
+    fn await_all(&self) -> Result<()> {
+        let text = format!("end of capture {}", self.file.display());
+        self.place.run(|| -> Result<()> {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+            socket.set_broadcast(true)?;
+            SockRef::from(&socket).bind_device(Some(self.interface.as_bytes()))?;
+            socket.send_to(text.as_bytes(), MARKER)?;
+            Ok(())
+        })??;
+        eventually(LIMIT, "the capture to be written", || {
+            let raw = fs::read(&self.file).ok()?;
+            raw.windows(text.len()).rev().any(|window| window == text.as_bytes()).then_some(())
+        })
     }
 }
 
@@ -123,6 +149,9 @@ fn segment(frame: &[u8]) -> Option<Segment> {
     let (source, destination, tcp) = match frame.get(12..14)? {
         [0x08, 0x00] => {
             let header = usize::from(packet.first()? & 0x0f) * 4;
+            if packet.get(9) != Some(&6) {
+                return None;
+            }
             let total = usize::from(u16::from_be_bytes([*packet.get(2)?, *packet.get(3)?]));
             // A total length of 0 is the kernel's way to say "larger than 64 KiB" of a segment not yet cut.
             let end = if total == 0 { packet.len() } else { total };
