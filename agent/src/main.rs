@@ -9,6 +9,9 @@ use culvert::node::Node;
 use culvert::telemetry::logging;
 use tokio::signal::unix::{SignalKind, signal};
 
+/// Threads for what blocks: netlink, files, large dumps. Each keeps some memory, so few.
+const BLOCKING_THREADS: usize = 4;
+
 fn main() -> ExitCode {
     let role = match Cli::try_parse() {
         Ok(cli) => cli.role,
@@ -32,10 +35,12 @@ fn node(config: NodeConfig) -> ExitCode {
         Ok(log) => log,
         Err(error) => return bad_configuration(&format!("--log-level: {error}")),
     };
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return failed(&error.into()),
-    };
+    let runtime =
+        match tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(BLOCKING_THREADS).build()
+        {
+            Ok(runtime) => runtime,
+            Err(error) => return failed(&error.into()),
+        };
     raise_descriptor_limit();
     runtime.block_on(async {
         tracing::info!(version = env!("CARGO_PKG_VERSION"), node = config.node_name, "culvert node");

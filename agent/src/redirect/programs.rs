@@ -3,6 +3,8 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
+use std::sync::{LazyLock, Mutex, PoisonError};
+use std::thread;
 
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, SockHash};
 use aya::programs::links::{CgroupAttachMode, FdLink};
@@ -99,12 +101,29 @@ pub(super) fn detach_pod(pins: &Pins, cookie: NetnsCookie) -> io::Result<()> {
     }
 }
 
+/// One loader for all loads: making one reads and parses the kernel's own types, which takes 20 MB and most of the time
+/// of a load, and nothing here is relocated by them.
+static LOADER: LazyLock<Mutex<EbpfLoader<'static>>> = LazyLock::new(|| {
+    let make = || {
+        let mut loader = EbpfLoader::new();
+        loader.btf(None);
+        Mutex::new(loader)
+    };
+    // On a thread of its own, so that the allocator gives back what this takes: nothing else lies in between.
+    thread::spawn(make).join().unwrap_or_else(|_| make())
+});
+
 fn load(pins: &Pins, constants: Constants, pod: NetnsCookie) -> Result<Ebpf, EbpfError> {
-    EbpfLoader::new()
+    // The loader borrows them for as long as it lives, which is for ever: 24 bytes for each pod taken in.
+    let [agent_cgroup, host_netns, pod_netns] =
+        Box::leak(Box::new([constants.agent_cgroup, constants.host_netns.0, pod.0]));
+    // It holds settings only, which are set anew here.
+    let mut loader = LOADER.lock().unwrap_or_else(PoisonError::into_inner);
+    loader
         .default_map_pin_directory(pins.maps())
-        .override_global("AGENT_CGROUP", &constants.agent_cgroup, true)
-        .override_global("HOST_NETNS", &constants.host_netns.0, true)
-        .override_global("POD_NETNS", &pod.0, true)
+        .override_global("AGENT_CGROUP", &*agent_cgroup, true)
+        .override_global("HOST_NETNS", &*host_netns, true)
+        .override_global("POD_NETNS", &*pod_netns, true)
         .load(OBJECT)
 }
 
