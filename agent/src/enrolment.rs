@@ -1,6 +1,6 @@
 //! Which pods of the node are in the mesh, and the life of each from here on.
 //!
-//! One task a pod walks it through its life ([`pod`]): certificate, network namespace, proxies, commit; and back. This
+//! One task a pod walks it through its life (`pod`): certificate, network namespace, proxies, commit; and back. This
 //! file says which pods there should be.
 
 mod pod;
