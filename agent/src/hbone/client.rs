@@ -13,7 +13,7 @@ use socket2::TcpKeepalive;
 use tokio::net::TcpStream;
 
 use super::handshake::{self, HandshakeError};
-use super::tunnel::{Handle, Open, Redial, Role, Tunnel};
+use super::tunnel::{Handle, Open, Redial, Role, Tunnel, abort};
 use crate::identity::{CertificateHandle, Clock, PeerError, TlsProblem, verify_server};
 use crate::redirect::{Family, PodNetns};
 use crate::telemetry::{Outcome, ResponseFlags};
@@ -322,7 +322,6 @@ pub fn start_connect(socket: socket2::Socket, peer: SocketAddr) -> io::Result<Tc
 
 /// Ends an application's connection that never got through, with a reset.
 fn refuse(open: Open, outcome: Outcome) {
-    // A socket that cannot be set any more has failed already.
-    let _ = socket2::SockRef::from(&open.app).set_linger(Some(Duration::ZERO));
+    abort(&open.app);
     open.flow.close(outcome);
 }

@@ -13,9 +13,10 @@ use smallvec::SmallVec;
 
 use super::accept::Incoming;
 use super::live::Admission;
-use super::pod::{Pod, is_own_port, reset};
+use super::pod::{Pod, is_own_port};
 use crate::hbone::client::start_connect;
 use crate::hbone::server::{self, Peer};
+use crate::hbone::tunnel::abort;
 use crate::hbone::tunnel::{Accept, Accepted, TunnelError};
 use crate::telemetry::{ConnectionInfo, Direction, HboneTarget, Outcome, ResponseFlags, SecurityPolicy};
 
@@ -29,7 +30,7 @@ pub(super) fn serve(pod: &Arc<Pod>, incoming: Incoming) {
     let (handshaking, place) = match (pod.handshakes.enter(from), pod.tunnels.enter(from)) {
         (Ok(handshaking), Ok(place)) => (handshaking, place),
         (Err(full), _) | (_, Err(full)) => {
-            reset(&incoming.socket);
+            abort(&incoming.socket);
             if full.is_news() {
                 tracing::warn!(workload = %pod.workload, peer = %incoming.remote, "tunnel refused: {full}");
             }

@@ -18,11 +18,11 @@ use tokio::net::TcpStream;
 
 use super::accept::Incoming;
 use super::live::{Admission, Flow};
-use super::pod::{Pod, reset};
+use super::pod::Pod;
 use super::pump::pump;
 use super::resolve;
 use crate::hbone::client::{Key, connect};
-use crate::hbone::tunnel::Open;
+use crate::hbone::tunnel::{Open, abort};
 use crate::redirect::Family;
 use crate::telemetry::{ConnectionInfo, Direction, HboneTarget, Outcome, ResponseFlags, SecurityPolicy};
 
@@ -36,7 +36,7 @@ thread_local! {
 /// Decides where a connection goes and sends it there.
 pub(super) fn serve(pod: &Arc<Pod>, incoming: Incoming) {
     let Some((snapshot, source)) = pod.look() else {
-        reset(&incoming.socket);
+        abort(&incoming.socket);
         return;
     };
     let destination = OriginalDst::new(incoming.local);
@@ -54,7 +54,7 @@ pub(super) fn serve(pod: &Arc<Pod>, incoming: Incoming) {
         security: SecurityPolicy::Unknown,
     };
     if pod.is_full() {
-        reset(&incoming.socket);
+        abort(&incoming.socket);
         let outcome = Outcome::failed(ResponseFlags::ConnectFailure, "the pod has too many connections");
         pod.shared.telemetry.connection(info).close(outcome);
         return;
@@ -62,7 +62,7 @@ pub(super) fn serve(pod: &Arc<Pod>, incoming: Incoming) {
     let Outbound { upstream, service, workload } = match decided {
         Ok(decided) => decided,
         Err(refusal) => {
-            reset(&incoming.socket);
+            abort(&incoming.socket);
             let outcome = Outcome::failed(ResponseFlags::ConnectFailure, refusal.to_string());
             pod.shared.telemetry.connection(info).close(outcome);
             return;
@@ -145,7 +145,7 @@ fn pass_through(pod: &Arc<Pod>, incoming: Incoming, to: To, flow: Flow) {
             To::Name(host, port) => match resolve::resolve(&host, port).await {
                 Ok(addresses) => addresses,
                 Err(error) => {
-                    reset(&incoming.socket);
+                    abort(&incoming.socket);
                     flow.close(Outcome::failed(
                         ResponseFlags::ConnectFailure,
                         format!("{host} does not resolve: {error}"),
@@ -167,7 +167,7 @@ fn pass_through(pod: &Arc<Pod>, incoming: Incoming, to: To, flow: Flow) {
                 Err(error) => failure = Some((addr, error)),
             }
         }
-        reset(&incoming.socket);
+        abort(&incoming.socket);
         let why = failure.map_or_else(
             || "the name resolves to no address".to_owned(),
             |(addr, error)| format!("{addr} cannot be reached from the pod: {error}"),

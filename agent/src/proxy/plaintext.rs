@@ -9,9 +9,10 @@ use tokio::net::TcpStream;
 
 use super::accept::Incoming;
 use super::live::Admission;
-use super::pod::{Pod, reset};
+use super::pod::Pod;
 use super::pump::pump;
 use crate::hbone::client::connect;
+use crate::hbone::tunnel::abort;
 use crate::telemetry::{ConnectionInfo, Direction, Outcome, ResponseFlags, SecurityPolicy};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -19,7 +20,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Judges a connection without a principal, and takes it to the application if it may pass.
 pub(super) fn serve(pod: &Arc<Pod>, incoming: Incoming) {
     let Some((snapshot, workload)) = pod.look() else {
-        reset(&incoming.socket);
+        abort(&incoming.socket);
         return;
     };
     let call = Call { principal: None, source_ip: incoming.remote.ip(), destination: incoming.local };
@@ -37,12 +38,12 @@ pub(super) fn serve(pod: &Arc<Pod>, incoming: Incoming) {
         security: SecurityPolicy::Unknown,
     });
     if !decision.allowed {
-        reset(&incoming.socket);
+        abort(&incoming.socket);
         record.close(Outcome::failed(ResponseFlags::Denied, decision.reason.to_string()));
         return;
     }
     if pod.is_full() {
-        reset(&incoming.socket);
+        abort(&incoming.socket);
         record.close(Outcome::failed(ResponseFlags::ConnectFailure, "the pod has too many connections"));
         return;
     }
@@ -70,7 +71,7 @@ pub(super) fn serve(pod: &Arc<Pod>, incoming: Incoming) {
                 Err(error) => flow.close(Outcome::error(error.to_string())),
             },
             Err(error) => {
-                reset(&incoming.socket);
+                abort(&incoming.socket);
                 let why = format!("the application at {} could not be reached: {error}", incoming.local);
                 flow.close(Outcome::failed(ResponseFlags::ConnectFailure, why));
             }

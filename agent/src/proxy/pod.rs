@@ -212,12 +212,6 @@ fn baggage_of(workload: &Workload) -> Baggage {
     }
 }
 
-/// Ends a connection that is not let in or out, with a reset.
-pub(super) fn reset(socket: &std::net::TcpStream) {
-    // A socket that cannot be set any more has failed already.
-    let _ = socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO));
-}
-
 /// A port that belongs to the proxy itself: a tunnel to it would lead back here.
 pub(super) fn is_own_port(addr: SocketAddr) -> bool {
     addr.port() == culvert_core::address::HBONE_PORT

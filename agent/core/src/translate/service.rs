@@ -58,7 +58,7 @@ pub(crate) fn translate(
     })
 }
 
-/// Cluster IPs, and the addresses by which a load balancer or `externalIPs` make a Service reachable from inside too.
+/// The cluster IPs. Addresses of a load balancer and `externalIPs` are not among them.
 fn vips(spec: &ServiceSpec, findings: &mut Findings<'_>) -> Vec<IpNet> {
     let mut vips: Vec<IpNet> = Vec::new();
     let mut add = |field: String, text: &str| match text.parse::<std::net::IpAddr>() {

@@ -3,6 +3,7 @@
 use std::io::{self, IoSlice, Write};
 use std::net::Shutdown;
 use std::ops::Range;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -156,7 +157,7 @@ impl Stream {
 }
 
 /// Makes the close to come a reset rather than an orderly end.
-pub(crate) fn abort(socket: &TcpStream) {
+pub(crate) fn abort(socket: &impl AsFd) {
     // A socket that cannot be set any more has failed already.
     let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
 }
