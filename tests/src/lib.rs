@@ -8,6 +8,7 @@
 //! | [`topology`] | nodes joined by a routed wire, pods routed behind their nodes |
 //! | [`agent`], [`objects`] | `culvert node` on a node, and the directory of YAML it reads |
 //! | [`http`], [`nginx`] | servers, and a client for the agent's endpoints |
+//! | [`kube`] | a real Kubernetes API server, its outages, its tokens and its audit log |
 //! | [`capture`] | what crossed a wire |
 //! | [`selftest`] | the whole life of an enrolled pod, also on other kernels |
 //! | [`histogram`] | latencies, for the load generator `culvert-load` |
@@ -21,6 +22,7 @@ pub mod cgroup;
 pub mod deadline;
 pub mod histogram;
 pub mod http;
+pub mod kube;
 pub mod netns;
 pub mod nginx;
 pub mod objects;
@@ -34,6 +36,7 @@ pub use capture::Capture;
 pub use cgroup::Cgroup;
 pub use deadline::eventually;
 pub use histogram::Histogram;
+pub use kube::ControlPlane;
 pub use netns::Netns;
 pub use nginx::Nginx;
 pub use objects::ConfigDir;

@@ -7,7 +7,8 @@ use std::io::{self, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::mpsc;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -148,6 +149,25 @@ impl Process {
         Ok(Self { name: name.to_owned(), child, started: Instant::now(), stdout, stderr })
     }
 
+    /// Starts a server that the kernel kills with this process, however that ends; its output is appended to a file.
+    ///
+    /// For what is shared by all tests of a process: nothing is dropped when a process ends.
+    pub fn spawn_server(name: &str, mut command: Command, file: &Path) -> Result<Self> {
+        let log = OpenOptions::new().create(true).append(true).open(file);
+        let log = log.with_context(|| format!("cannot open {}", file.display()))?;
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        // SAFETY: prctl is a system call on the child alone, and allocates nothing.
+        unsafe {
+            command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            });
+        }
+        let child = on_keeper(move || command.spawn())?.with_context(|| format!("cannot start {name}"))?;
+        let (stdout, stderr) = (Output::default(), Output::default());
+        Ok(Self { name: name.to_owned(), child, started: Instant::now(), stdout, stderr })
+    }
+
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
@@ -227,6 +247,22 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Runs work on a thread that lives as long as the process: "the parent" whose death PR_SET_PDEATHSIG waits for is the
+/// thread that forked, and tests' threads end with their tests.
+fn on_keeper<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    type Work = Box<dyn FnOnce() + Send>;
+    static KEEPER: OnceLock<mpsc::Sender<Work>> = OnceLock::new();
+    let keeper = KEEPER.get_or_init(|| {
+        let (sender, receiver) = mpsc::channel::<Work>();
+        thread::spawn(move || receiver.into_iter().for_each(|work| work()));
+        sender
+    });
+    let (sender, receiver) = mpsc::channel();
+    let work: Work = Box::new(move || drop(sender.send(work())));
+    keeper.send(work).map_err(|_| anyhow::anyhow!("the thread that starts servers is gone"))?;
+    receiver.recv().context("the thread that starts servers is gone")
 }
 
 #[derive(Debug, Clone, Default)]

@@ -4,6 +4,8 @@
 //! theirs when dropped; Ctrl-C removes all of this process's; what a `kill -9` leaves is collected by the next run,
 //! which takes only names whose process is dead.
 
+#![allow(unsafe_code, reason = "atexit(3) has no safe binding")]
+
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -66,6 +68,19 @@ impl Scope {
         let directory = std::env::temp_dir().join(&prefix);
         fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
         Ok(Self(Arc::new(Inner { pins: Path::new(BPFFS).join(&prefix), prefix, directory })))
+    }
+
+    /// Has everything of this process removed when it exits, for what is kept in a `static`: that is never dropped.
+    pub fn remove_at_exit() {
+        static ONCE: Once = Once::new();
+        extern "C" fn remove_all() {
+            remove_own();
+        }
+        ONCE.call_once(|| {
+            // SAFETY: the function it registers takes and returns nothing, as atexit(3) wants it. It never fails with
+            // fewer than 32 registrations.
+            unsafe { libc::atexit(remove_all) };
+        });
     }
 
     /// What every name in this scope starts with.
@@ -164,13 +179,18 @@ fn watch_for_ctrl_c() {
                 _ = terminate.recv() => {}
             }
         });
-        let came_from = ALIVE.lock().unwrap_or_else(PoisonError::into_inner).came_from.take();
-        if let Some(came_from) = came_from {
-            cgroup::move_back(&came_from);
-        }
-        collect(|owner| owner == process::id());
+        remove_own();
         process::exit(130);
     });
+}
+
+/// Removes everything of this process, which goes back to the cgroup it came from first.
+fn remove_own() {
+    let came_from = ALIVE.lock().unwrap_or_else(PoisonError::into_inner).came_from.take();
+    if let Some(came_from) = came_from {
+        cgroup::move_back(&came_from);
+    }
+    collect(|owner| owner == process::id());
 }
 
 #[cfg(test)]

@@ -1,0 +1,85 @@
+//! What a suite needs in a cluster before it begins.
+
+use anyhow::Result;
+use serde_json::json;
+
+use super::{ControlPlane, START};
+use crate::deadline::eventually;
+
+impl ControlPlane {
+    /// A namespace whose service account `default` is there: before that the API server refuses pods. It may exist.
+    ///
+    /// # Errors
+    /// When the API server refuses.
+    pub fn namespace(&self, name: &str) -> Result<()> {
+        let namespace = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } });
+        self.create("/api/v1/namespaces", &namespace)?;
+        match self.controller_manager {
+            Some(_) => self.await_default_account(name),
+            None => self.service_account(name, "default"),
+        }
+    }
+
+    /// A service account; it may exist.
+    ///
+    /// # Errors
+    /// When there is no such namespace.
+    pub fn service_account(&self, namespace: &str, name: &str) -> Result<()> {
+        let account = json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": name } });
+        self.create(&format!("/api/v1/namespaces/{namespace}/serviceaccounts"), &account)
+    }
+
+    /// A Node, as its kubelet would have registered it; it may exist.
+    ///
+    /// # Errors
+    /// When the API server refuses.
+    pub fn node(&self, name: &str) -> Result<()> {
+        let node = json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": name } });
+        self.create("/api/v1/nodes", &node)
+    }
+
+    /// A pod of this account on this node, running, with these addresses: what scheduler and kubelet would have
+    /// written. `labels` are `key: value` pairs.
+    ///
+    /// # Errors
+    /// When the API server refuses, or it exists.
+    pub fn pod(&self, namespace: &str, name: &str, account: &str, node: &str, addresses: &[&str]) -> Result<()> {
+        let path = format!("/api/v1/namespaces/{namespace}/pods");
+        let pod = json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": { "name": name, "labels": { "app": name } },
+            "spec": {
+                "nodeName": node,
+                "serviceAccountName": account,
+                "automountServiceAccountToken": false,
+                "containers": [{ "name": "main", "image": "none" }],
+            },
+        });
+        self.request("POST", &path, Some(&pod))?.success()?;
+        let addresses: Vec<_> = addresses.iter().map(|address| json!({ "ip": address })).collect();
+        let ready = json!([{ "type": "Ready", "status": "True" }]);
+        let status = json!({
+            "status": {
+                "phase": "Running",
+                "podIP": addresses.first().map(|first| &first["ip"]),
+                "podIPs": addresses,
+                "conditions": ready,
+            }
+        });
+        self.request("PATCH", &format!("{path}/{name}/status"), Some(&status))?.success()?;
+        Ok(())
+    }
+
+    fn create(&self, path: &str, object: &serde_json::Value) -> Result<()> {
+        let answer = self.request("POST", path, Some(object))?;
+        if answer.status == 409 { Ok(()) } else { answer.success().map(drop) }
+    }
+
+    pub(super) fn await_default_account(&self, namespace: &str) -> Result<()> {
+        let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/default");
+        eventually(START, &format!("the service account default of {namespace}"), || {
+            self.get(&path).is_ok_and(|answer| answer.status == 200).then_some(())
+        })
+    }
+}
