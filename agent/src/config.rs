@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::cluster;
 use crate::telemetry::logging::LogFormat;
 
 /// The exit status for a bad configuration: `EX_CONFIG` of sysexits.h.
@@ -34,14 +35,15 @@ pub struct NodeConfig {
     #[arg(long, env = "CULVERT_NODE_NAME", value_name = "NAME")]
     pub node_name: String,
 
-    /// Read Kubernetes objects from the YAML files of this directory, and follow their changes.
+    /// Read Kubernetes objects from the YAML files of this directory, and follow their changes. Without it they come
+    /// from the Kubernetes API server: the one that `KUBECONFIG` names, or else the pod's own.
     #[arg(long, env = "CULVERT_CONFIG_DIR", value_name = "DIR")]
-    pub config_dir: PathBuf,
+    pub config_dir: Option<PathBuf>,
 
     /// Sign certificates with the CA in this directory: ca-cert.pem, ca-key.pem, cert-chain.pem and root-cert.pem,
     /// as in Istio's `cacerts`. Created if the directory is empty.
     #[arg(long, env = "CULVERT_CA_DIR", value_name = "DIR")]
-    pub ca_dir: PathBuf,
+    pub ca_dir: Option<PathBuf>,
 
     /// The cgroup (v2) that holds every pod of the node.
     #[arg(long, env = "CULVERT_CGROUP", value_name = "PATH", default_value = "/sys/fs/cgroup/kubepods.slice")]
@@ -98,7 +100,14 @@ impl NodeConfig {
         if self.node_name.is_empty() {
             return Err(ConfigError("--node-name: empty; give the node's name, for instance $(hostname)".to_owned()));
         }
-        is_directory("--config-dir", &self.config_dir, "create it, and put the YAML files there")?;
+        match &self.config_dir {
+            Some(directory) => is_directory("--config-dir", directory, "create it, and put the YAML files there")?,
+            None if cluster::is_configured() => {}
+            None => return Err(ConfigError(cluster::NOT_CONFIGURED.to_owned())),
+        }
+        if self.ca_dir.is_none() {
+            return Err(ConfigError("--ca-dir: not given; name the directory of the CA that signs".to_owned()));
+        }
         is_directory("--cgroup", &self.cgroup, "give the cgroup v2 directory that holds the pods' cgroups")?;
         let ports = [self.admin_addr, self.metrics_addr, self.readiness_addr];
         if ports.iter().enumerate().any(|(i, a)| a.port() != 0 && ports[..i].iter().any(|b| a == b)) {
@@ -168,8 +177,14 @@ mod tests {
 
     #[test]
     fn a_directory_that_is_missing_is_named_with_its_flag() {
-        let config = NodeConfig { config_dir: "/nowhere/at/all".into(), ..node(&[]).unwrap() };
+        let config = NodeConfig { config_dir: Some("/nowhere/at/all".into()), ..node(&[]).unwrap() };
         assert!(config.check().unwrap_err().to_string().starts_with("--config-dir: /nowhere/at/all"));
+    }
+
+    #[test]
+    fn a_ca_has_to_be_named() {
+        let config = NodeConfig { ca_dir: None, ..node(&[]).unwrap() };
+        assert!(config.check().unwrap_err().to_string().starts_with("--ca-dir: not given"));
     }
 
     #[test]

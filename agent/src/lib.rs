@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | [`redirect`] | eBPF programs, pins, netns plumbing: the only code that touches them, and the only `unsafe` | policy |
 //! | [`enrolment`] | which pods, when: the pod's life as a state machine | proxies' insides |
+//! | [`cluster`] | the client of the Kubernetes API server, and its refusals in one line | what is asked |
 //! | [`source`] | where objects come from: a directory of YAML | what objects mean |
 //! | [`ca`], [`identity`] | signing, and the certificates in use: cache, rotation, verifiers | which peer is expected |
 //! | [`hbone`] | the tunnel: TLS and HTTP/2 over sockets, the client pool, the server | authorization |
@@ -12,6 +13,7 @@
 
 pub mod admin;
 pub mod ca;
+pub mod cluster;
 pub mod config;
 pub mod enrolment;
 pub mod hbone;

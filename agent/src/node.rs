@@ -40,9 +40,11 @@ impl Node {
     pub async fn build(config: NodeConfig, log: LogHandle) -> anyhow::Result<Self> {
         let programs = redirect::Config { cgroup: config.cgroup.clone(), pin_path: config.pin_dir.clone() };
         let redirect = Arc::new(Redirect::load(programs)?);
-        let authority = DirectoryCa::open(&config.ca_dir).context("--ca-dir")?;
+        let authority =
+            DirectoryCa::open(config.ca_dir.as_deref().context("--ca-dir: not given")?).context("--ca-dir")?;
         let certificates = CertificateStore::new(authority, StoreOptions::default());
-        let source = Directory::open(&config.config_dir).context("--config-dir")?;
+        let directory = config.config_dir.as_deref().context("--config-dir: not given")?;
+        let source = Directory::open(directory).context("--config-dir")?;
         let access_log = if config.access_log { AccessLog::stdout(config.log_format) } else { AccessLog::off() };
         let telemetry = Telemetry::new(access_log);
         let endpoints = [
