@@ -1,6 +1,7 @@
 //! `cargo xtask TASK`: everything this repository does to itself. One file a task; CI calls only these.
 
 mod bench;
+mod crds;
 mod demo;
 mod ebpf;
 mod fuzz;
@@ -38,6 +39,8 @@ enum Task {
     Bench(bench::Bench),
     /// Boot other kernels under QEMU and enrol pods on each
     Kernels(kernels::Kernels),
+    /// Write what is generated in deploy/: the CRDs and the chart's schema of values
+    Crds,
     /// Run every fuzz target for a bounded time
     Fuzz(fuzz::Fuzz),
 }
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Task::Demo(options) => demo::show(&options),
         Task::Bench(options) => bench::measure(&options),
         Task::Kernels(options) => kernels::boot_all(&options),
+        Task::Crds => crds::write(),
         Task::Fuzz(options) => fuzz::run_targets(&options),
     };
     match done {

@@ -12,7 +12,9 @@
 //! | [`object`] | one object of any kind, parsed with what was not understood |
 //! | [`yaml`] | the objects of a YAML file, each mistake with its line |
 //! | [`names`] | the labels and annotations that are honoured |
+//! | [`crd`] | the definitions of those CRDs, for clusters that Istio was never on |
 
+pub mod crd;
 pub mod meta;
 pub mod names;
 pub mod networking;
