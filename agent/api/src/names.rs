@@ -49,6 +49,8 @@ pub mod annotation {
     pub const BYPASS_INBOUND_CAPTURE: &str = "ambient.istio.io/bypass-inbound-capture";
     /// `true` or `false`, per pod.
     pub const DNS_CAPTURE: &str = "ambient.istio.io/dns-capture";
+    /// On a pod: interfaces whose traffic is to be captured as if the pod sent it. Not supported.
+    pub const REROUTE_VIRTUAL_INTERFACES: &str = "istio.io/reroute-virtual-interfaces";
     /// Present on pods that have a sidecar.
     pub const SIDECAR_STATUS: &str = "sidecar.istio.io/status";
     /// `PreferClose`, `PreferSameZone` or `PreferSameNode`, on a Service, ServiceEntry or namespace.

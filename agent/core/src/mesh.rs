@@ -28,6 +28,7 @@ pub use snapshot::{Endpoint, PodEnrolment, Snapshot};
 use self::namespaces::{NamespaceState, Namespaces};
 use self::services::ServiceStore;
 use self::workloads::{WorkloadIndexes, WorkloadState, workload_entry_uid};
+use crate::enrolment::EnrolmentRules;
 use crate::options::{self, MeshOptions};
 use crate::service::ServiceKey;
 use crate::translate::facts::{ServiceEntryFacts, WaypointFacts, WorkloadSource};
@@ -48,6 +49,7 @@ pub enum Change {
 #[derive(Debug, Default)]
 pub struct Mesh {
     current: Snapshot,
+    rules: Arc<EnrolmentRules>,
     published: OnceLock<Arc<Snapshot>>,
     interner: Interner,
     namespaces: Namespaces,
@@ -79,6 +81,11 @@ impl Mesh {
     /// A mesh without objects.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A mesh without objects, whose pods are enrolled by `rules`.
+    pub fn with_rules(rules: EnrolmentRules) -> Self {
+        Self { rules: Arc::new(rules), ..Self::default() }
     }
 
     /// Takes in `changes` as one step, and says what was found in the objects that came.
@@ -314,6 +321,7 @@ impl Mesh {
     /// Works everything out again, under other options: names, identities and policies may all depend on them.
     fn start_over(&mut self, options: MeshOptions) {
         let old = std::mem::take(self);
+        self.rules = old.rules;
         self.current.version = old.current.version;
         self.current.options = Arc::new(options);
         self.current.findings = old.current.findings;

@@ -60,6 +60,8 @@ pub struct MeshOptions {
     pub cluster: Arc<str>,
     /// `culvert.network`: this cluster's network; empty for the only one.
     pub network: Arc<str>,
+    /// `culvert.dns-capture`: whether pods' DNS queries are captured where the pod does not say; they are.
+    pub dns_capture: bool,
 }
 
 /// What becomes of a connection to an address nobody knows.
@@ -98,6 +100,7 @@ impl Default for MeshOptions {
             cluster_domain: "cluster.local".into(),
             cluster: "Kubernetes".into(),
             network: "".into(),
+            dns_capture: true,
         }
     }
 }

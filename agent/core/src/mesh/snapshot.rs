@@ -72,6 +72,10 @@ pub struct PodEnrolment {
     pub netns: Option<Arc<str>>,
     /// Whether only its outbound connections are taken (annotation `ambient.istio.io/bypass-inbound-capture`).
     pub bypass_inbound: bool,
+    /// Whether its DNS queries are captured (annotation `ambient.istio.io/dns-capture`, or else the mesh options).
+    pub dns_capture: bool,
+    /// `spec.runtimeClassName`: some runtimes give their pods sockets that are not the host kernel's.
+    pub runtime_class: Option<Arc<str>>,
 }
 
 impl Snapshot {

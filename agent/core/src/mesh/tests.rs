@@ -44,6 +44,15 @@ fn messages(snapshot: &Snapshot) -> Vec<String> {
     snapshot.findings().map(|(_, finding)| finding.to_string()).collect()
 }
 
+/// The ConfigMap of these options.
+fn options(text: &str) -> String {
+    let text: String = text.lines().map(|line| format!("    {line}\n")).collect();
+    format!(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: culvert, namespace: istio-system}}\n\
+         data:\n  mesh: |\n{text}"
+    )
+}
+
 const SHOP: &str = r#"
 apiVersion: v1
 kind: Namespace
@@ -429,4 +438,35 @@ fn policies_apply_by_mesh_namespace_and_selector() {
         snapshot.policies_for(&pod(&snapshot, "cart-1")).iter().map(|policy| policy.name.name.to_string()).collect();
     assert_eq!(names, ["all", "cart", "mesh", "mesh-cart"]);
     assert_eq!(snapshot.authorization_policies().len(), 7);
+}
+
+#[test]
+fn rules_decide_who_is_in_the_mesh_and_changes_of_options_keep_them() {
+    let selectors = EnrolmentRules::parse_selectors("[{podSelector: {matchLabels: {app: cart}}}]").unwrap();
+    let rules = EnrolmentRules { enablement_selectors: selectors, ..EnrolmentRules::default() };
+    let enrolled = |mesh: &Mesh| mesh.snapshot().enrolled_pods_on("n1").count();
+    let unlabelled = SHOP.replace("ambient", "none");
+    let mut mesh = Mesh::with_rules(rules);
+    mesh.apply(objects(&unlabelled));
+    assert_eq!(enrolled(&mesh), 1);
+    mesh.apply(objects(&options("trustDomain: other")));
+    assert_eq!(enrolled(&mesh), 1);
+    let exclude_namespaces = ["shop".into()].into();
+    let mut mesh = Mesh::with_rules(EnrolmentRules { exclude_namespaces, ..EnrolmentRules::default() });
+    mesh.apply(objects(SHOP));
+    assert_eq!(enrolled(&mesh), 0);
+}
+
+#[test]
+fn dns_is_captured_as_the_pod_says_or_else_the_options() {
+    let dns = |pod: &str, mesh_options: &str| {
+        let annotations = format!("annotations: {{{pod}culvert.dev/netns");
+        let mut mesh = mesh(&SHOP.replace("annotations: {culvert.dev/netns", &annotations));
+        mesh.apply(objects(&options(mesh_options)));
+        mesh.snapshot().enrolled_pods_on("n1").next().unwrap().dns_capture
+    };
+    let (on, off) = ("culvert: {dns-capture: true}", "culvert: {dns-capture: false}");
+    let (pod_on, pod_off) = ("ambient.istio.io/dns-capture: \"true\", ", "ambient.istio.io/dns-capture: \"false\", ");
+    assert!(dns("", "{}") && dns("", on) && !dns("", off));
+    assert!(dns(pod_on, off) && !dns(pod_off, on));
 }

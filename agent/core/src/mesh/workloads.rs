@@ -8,10 +8,10 @@ use culvert_api::names::label;
 use smallvec::SmallVec;
 
 use super::{Mesh, PodEnrolment};
-use crate::enrolment::DATAPLANE_MODE_LABEL;
+use crate::enrolment::{Enrol, Why, eligibility};
 use crate::identity::Identity;
 use crate::service::ServiceKey;
-use crate::translate::facts::{Enrolment, NamespaceFacts, WaypointLabel, WorkloadFacts, WorkloadSource};
+use crate::translate::facts::{NamespaceFacts, PodFacts, WaypointLabel, WorkloadFacts, WorkloadSource};
 use crate::waypoint::WaypointBinding;
 use crate::workload::{NetworkMode, Protocol, Workload, WorkloadUid};
 
@@ -143,7 +143,7 @@ impl Mesh {
             _ => binding(&facts.waypoint, namespace, is_gateway),
         };
         let speaks_hbone = match &facts.source {
-            WorkloadSource::Pod(pod) => enrolled(pod.enrol, namespace) == Some(false),
+            WorkloadSource::Pod(pod) => self.eligibility(facts, pod).is_ok_and(|enrol| !enrol.bypass_inbound),
             WorkloadSource::WorkloadEntry { hbone } => *hbone,
             WorkloadSource::ServiceEntry { .. } => {
                 facts.labels.get(label::TUNNEL).is_some_and(|tunnel| &**tunnel == "http")
@@ -280,25 +280,21 @@ impl Mesh {
 
     fn enrolment(&self, facts: &WorkloadFacts, workload: &Arc<Workload>) -> Option<PodEnrolment> {
         let WorkloadSource::Pod(pod) = &facts.source else { return None };
-        let bypass_inbound = enrolled(pod.enrol, self.namespaces.facts(&facts.namespace))?;
+        let enrol = self.eligibility(facts, pod).ok()?;
         (!facts.node.is_empty()).then(|| PodEnrolment {
             uid: pod.uid.clone().unwrap_or_else(|| workload.uid.0.clone()),
             workload: workload.clone(),
             netns: pod.netns.clone(),
-            bypass_inbound,
+            bypass_inbound: enrol.bypass_inbound,
+            dns_capture: enrol.dns_capture.unwrap_or(self.current.options.dns_capture),
+            runtime_class: pod.runtime_class.clone(),
         })
     }
-}
 
-/// Whether a pod is in the mesh, and if so, whether its inbound connections are left alone.
-fn enrolled(enrol: Enrolment, namespace: Option<&NamespaceFacts>) -> Option<bool> {
-    match enrol {
-        Enrolment::Always { bypass_inbound } => Some(bypass_inbound),
-        Enrolment::Namespace { bypass_inbound } => {
-            let mode = namespace.and_then(|namespace| namespace.labels.get(DATAPLANE_MODE_LABEL));
-            mode.is_some_and(|mode| &**mode == "ambient").then_some(bypass_inbound)
-        }
-        Enrolment::Never(_) => None,
+    /// Whether a pod is in the mesh; one whose namespace is not known yet is as in a namespace without labels.
+    fn eligibility(&self, facts: &WorkloadFacts, pod: &PodFacts) -> Result<Enrol, Why> {
+        let namespace_labels = self.namespaces.facts(&facts.namespace).map(|namespace| &*namespace.labels);
+        eligibility(&self.rules, &facts.namespace, &namespace_labels, &*facts.labels, pod.traits)
     }
 }
 

@@ -108,6 +108,7 @@ pub fn parse(text: &str, object: &ObjectRef, findings: &mut Vec<Finding>) -> Opt
     let cluster_domain = reader.name("cluster-domain").unwrap_or(default.cluster_domain);
     let cluster = reader.name("cluster").unwrap_or(default.cluster);
     let network = reader.take::<Arc<str>>("network", "a name").unwrap_or(default.network);
+    let dns_capture = reader.take::<bool>("dns-capture", "true or false").unwrap_or(default.dns_capture);
     reader.finish();
 
     Some(MeshOptions {
@@ -122,6 +123,7 @@ pub fn parse(text: &str, object: &ObjectRef, findings: &mut Vec<Finding>) -> Opt
         cluster_domain,
         cluster,
         network,
+        dns_capture,
     })
 }
 
@@ -218,7 +220,7 @@ mod tests {
         let (options, findings) = read(
             "trustDomain: td\ntrustDomainAliases: [old]\nrootNamespace: root\n\
              outboundTrafficPolicy: {mode: REGISTRY_ONLY}\nconnectTimeout: 1.5s\naccessLogFile: /dev/stdout\n\
-             accessLogEncoding: JSON\nculvert: {l4-unsupported-deny: ignore, network: n}\n",
+             accessLogEncoding: JSON\nculvert: {l4-unsupported-deny: ignore, network: n, dns-capture: false}\n",
         );
         let options = options.unwrap();
         assert_eq!(findings, [""; 0]);
@@ -228,6 +230,7 @@ mod tests {
         assert_eq!(options.access_log_encoding, AccessLogEncoding::Json);
         assert_eq!(options.l4_unsupported_deny, UnsupportedDeny::Ignore);
         assert_eq!(options.trust_domain_aliases, ["old".into()]);
+        assert!(!options.dns_capture);
     }
 
     #[test]
@@ -239,6 +242,7 @@ mod tests {
             ("connectTimeout: NaNs", "data[mesh].connectTimeout"),
             ("outboundTrafficPolicy: {mode: X}", "data[mesh].outboundTrafficPolicy.mode"),
             ("culvert: {l4-unsupported-deny: no}", "data[mesh].culvert.l4-unsupported-deny"),
+            ("culvert: {dns-capture: 1}", "data[mesh].culvert.dns-capture"),
             ("culvert: 1", "data[mesh].culvert"),
         ] {
             let (options, findings) = read(text);

@@ -8,7 +8,7 @@ use culvert_api::ObjectRef;
 use ipnet::IpNet;
 use smallvec::SmallVec;
 
-use crate::enrolment::Why;
+use crate::enrolment::PodTraits;
 use crate::service::{Resolution, ServicePort};
 use crate::waypoint::AllowedRoutes;
 use crate::workload::{Created, Health, Labels, Locality, NamespacedName, WorkloadType};
@@ -94,19 +94,10 @@ pub(crate) enum WorkloadSource {
 pub(crate) struct PodFacts {
     pub(crate) uid: Option<Arc<str>>,
     pub(crate) netns: Option<Arc<str>>,
-    /// Whether it would be in the mesh in a namespace that is, and in one that is not.
-    pub(crate) enrol: Enrolment,
-}
-
-/// Whether a pod is in the mesh, as far as the pod itself can say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Enrolment {
-    /// As the namespace says.
-    Namespace { bypass_inbound: bool },
-    /// Yes.
-    Always { bypass_inbound: bool },
-    /// No.
-    Never(Why),
+    /// What it says of its enrolment, beside its labels.
+    pub(crate) traits: PodTraits,
+    /// `spec.runtimeClassName`.
+    pub(crate) runtime_class: Option<Arc<str>>,
 }
 
 /// A service, whatever it was made from; one for each host of a ServiceEntry.

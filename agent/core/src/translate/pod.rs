@@ -1,6 +1,5 @@
 //! Pods.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -9,9 +8,9 @@ use culvert_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use culvert_api::names::{annotation, label};
 use smallvec::SmallVec;
 
-use super::facts::{Enrolment, PodFacts, WorkloadFacts, WorkloadSource};
+use super::facts::{PodFacts, WorkloadFacts, WorkloadSource};
 use super::{Findings, Interner, metadata};
-use crate::enrolment::{DATAPLANE_MODE_LABEL, Enrol, eligibility};
+use crate::enrolment::PodTraits;
 use crate::workload::{Health, Labels, WorkloadType};
 
 /// A pod as a workload; `None` while it has no address, and once it has ended.
@@ -42,7 +41,8 @@ pub(crate) fn translate(pod: &Pod, interner: &mut Interner, findings: &mut Findi
         source: WorkloadSource::Pod(PodFacts {
             uid: meta.uid.as_deref().map(Arc::from),
             netns: metadata::annotation(meta, annotation::NETNS).map(Arc::from),
-            enrol: enrolment(meta, host_network),
+            traits: traits(meta, host_network, findings),
+            runtime_class: spec.and_then(|spec| spec.runtime_class_name.as_deref()).map(|name| interner.string(name)),
         }),
         created: metadata::created(meta),
         service_account: text(spec.and_then(|spec| spec.service_account_name.as_ref()), interner),
@@ -97,16 +97,24 @@ fn is_ready(status: Option<&PodStatus>) -> bool {
     }
 }
 
-/// What the pod says about its enrolment, tried in a namespace that is not in the mesh and in one that is.
-fn enrolment(meta: &ObjectMeta, host_network: bool) -> Enrolment {
-    let namespace = BTreeMap::from([(DATAPLANE_MODE_LABEL, "ambient")]);
-    let alone = eligibility(&BTreeMap::<&str, &str>::new(), &meta.labels, &meta.annotations, host_network);
-    let within = eligibility(&namespace, &meta.labels, &meta.annotations, host_network);
-    match (alone, within) {
-        (Ok(Enrol { bypass_inbound }), _) => Enrolment::Always { bypass_inbound },
-        (Err(_), Ok(Enrol { bypass_inbound })) => Enrolment::Namespace { bypass_inbound },
-        (Err(_), Err(why)) => Enrolment::Never(why),
+/// What the pod says about its enrolment.
+fn traits(meta: &ObjectMeta, host_network: bool, findings: &mut Findings<'_>) -> PodTraits {
+    if metadata::annotation(meta, annotation::REROUTE_VIRTUAL_INTERFACES).is_some() {
+        findings.warning(
+            format!("metadata.annotations[{}]", annotation::REROUTE_VIRTUAL_INTERFACES),
+            "is not supported: what comes from virtual machines or containers inside the pod is not captured as sent \
+             by the pod",
+        );
     }
+    let dns = metadata::annotation(meta, annotation::DNS_CAPTURE);
+    if let Some(value) = dns.filter(|value| !matches!(*value, "true" | "false")) {
+        let value: String = value.chars().take(100).collect();
+        findings.error(
+            format!("metadata.annotations[{}]", annotation::DNS_CAPTURE),
+            format!("{value:?} is neither \"true\" nor \"false\": the mesh options decide"),
+        );
+    }
+    PodTraits::read(&meta.annotations, host_network)
 }
 
 /// The name and kind by which a pod's traffic is labelled (Istio `pkg/kube/controllers` workload metadata).
