@@ -1,5 +1,6 @@
 //! `cargo xtask TASK`: everything this repository does to itself. One file a task; CI calls only these.
 
+mod apt;
 mod bench;
 mod crds;
 mod demo;

