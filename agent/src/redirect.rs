@@ -11,6 +11,7 @@
 
 mod cgroup;
 mod error;
+mod link;
 mod listen;
 mod netlink;
 mod netns;

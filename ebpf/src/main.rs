@@ -8,6 +8,7 @@
 mod connect;
 mod context;
 mod maps;
+mod setsockopt;
 mod sk_lookup;
 mod sock_create;
 mod sock_ops;

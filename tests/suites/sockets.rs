@@ -14,7 +14,7 @@ use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use culvert_tests::Capture;
+use culvert_tests::{Capture, eventually};
 use datapath::{Counts, LIMIT, Mesh, PORT, at, carried, counts};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
@@ -34,6 +34,12 @@ use Fate::{Captured, Refused};
 /// A way to connect: given where to, it opens a stream.
 type Way = fn(SocketAddr) -> io::Result<TcpStream>;
 
+/// A way to lead a socket elsewhere.
+type Attempt = Box<dyn Fn(&Socket) -> io::Result<()> + Sync>;
+
+const SO_BINDTOIFINDEX: libc::c_int = 62;
+const MPTCP: libc::c_int = 262;
+
 const WAYS: &[(&str, Way, Fate)] = &[
     ("blocking", |to| connected(tcp(to)?, to), Captured),
     ("non-blocking", non_blocking, Captured),
@@ -45,8 +51,9 @@ const WAYS: &[(&str, Way, Fate)] = &[
     ("SO_BINDTODEVICE", bound_to_device, Captured),
     ("IPv6 socket with SO_BINDTODEVICE to a mapped address", mapped_and_bound_to_device, Captured),
     ("SO_DONTROUTE", dont_route, Captured),
+    ("SO_MARK of its own", marked, Captured),
     ("connected before, elsewhere", connected_again, Captured),
-    ("MPTCP", |to| other(to, Type::STREAM, 262), Refused("socket_mptcp")),
+    ("MPTCP", |to| other(to, Type::STREAM, MPTCP), Refused("socket_mptcp")),
     ("SCTP stream", |to| other(to, Type::STREAM, 132), Refused("socket_stream_protocol")),
     ("SCTP packets", |to| other(to, Type::SEQPACKET, 132), Refused("socket_stream_protocol")),
     ("raw TCP", |to| other(to, Type::RAW, 6), Refused("socket_raw")),
@@ -98,6 +105,77 @@ fn each_kind_of_socket_is_captured_or_refused() -> Result<()> {
 }
 
 #[test]
+fn a_socket_is_not_led_past_the_agent_once_it_connects() -> Result<()> {
+    let mesh = Mesh::new(&[(1, "shop", "a"), (2, "shop", "c")])?;
+    let (near, far) = (mesh.agent(1)?, mesh.agent(2)?);
+    let (a, c) = (mesh.pod("a"), mesh.pod("c"));
+    let eth0 = a.run(|| nix::net::if_::if_nametoindex("eth0"))??;
+    let attempts: [(&str, Attempt); 3] = [
+        ("SO_MARK", Box::new(|socket: &Socket| socket.set_mark(0))),
+        ("SO_BINDTODEVICE", Box::new(|socket: &Socket| socket.bind_device(Some(b"eth0")))),
+        (
+            "SO_BINDTOIFINDEX",
+            Box::new(move |socket: &Socket| set(socket, libc::SOL_SOCKET, SO_BINDTOIFINDEX, eth0 as i32)),
+        ),
+    ];
+    let node = mesh.topology.node(1);
+    let capture = Capture::start(mesh.topology.scope(), node, &node.wire_to(mesh.topology.node(2)))?;
+    for (name, attempt) in &attempts {
+        for (own, ip) in a.addresses().into_iter().zip(c.addresses()) {
+            for established in [false, true] {
+                let before = Counts::of(&near)?;
+                let (refused, said) = a.run(|| {
+                    let socket = tcp(at(ip))?;
+                    socket.set_nonblocking(!established)?;
+                    match socket.connect(&at(ip).into()) {
+                        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
+                        result => result?,
+                    }
+                    let refused = attempt(&socket).err().and_then(|error| error.raw_os_error());
+                    io::Result::Ok((refused, converse(finished(socket)?)))
+                })??;
+                let grown = Counts::of(&near)?.since(&before);
+                let what = format!("{name} to {ip}, established {established}: {refused:?}, {said:?}, {grown:?}");
+                ensure!(refused == Some(libc::EPERM) && grown.get("setsockopt_steered") == Some(&1), "{what}");
+                ensure!(said.is_ok_and(|said| said.contains(&format!("c saw {own}\n"))), "{what}");
+            }
+        }
+    }
+    ensure!(carried(&far, "destination", "unknown")? == 0.0, "something came in clear");
+    let seen = capture.finish()?;
+    ensure!(seen.bytes_of_port(15008) > 0 && seen.bytes_of_port(PORT) == 0 && !seen.holds(SECRET.as_bytes()));
+    Ok(())
+}
+
+#[test]
+fn an_mptcp_socket_from_before_the_enrolment_is_captured() -> Result<()> {
+    let mesh = Mesh::new(&[(1, "shop", "a"), (2, "shop", "c")])?;
+    mesh.enrol(false)?;
+    let (near, far) = (mesh.agent(1)?, mesh.agent(2)?);
+    let (a, c) = (mesh.pod("a"), mesh.pod("c"));
+    let early = || Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::from(MPTCP)));
+    let socket = match a.run(early)? {
+        Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => {
+            println!("MPTCP: not in this kernel");
+            return Ok(());
+        }
+        socket => socket?,
+    };
+    mesh.enrol(true)?;
+    eventually(LIMIT, "the pod to be captured", || a.run(early).ok()?.is_err().then_some(()))?;
+    eventually(LIMIT, "the other pod to be captured", || {
+        a.run(|| connected(tcp(at(c.ipv4()))?, at(c.ipv4()))).ok()?.ok()?;
+        (carried(&far, "destination", "mutual_tls").ok()? > 0.0).then_some(())
+    })?;
+    let before = Counts::of(&near)?;
+    let said = a.run(|| connected(socket, at(c.ipv4())).and_then(converse))??;
+    let grown = Counts::of(&near)?.since(&before);
+    ensure!(said.contains(&format!("c saw {}\n", a.ipv4())) && grown.get("outbound") == Some(&1), "{said}, {grown:?}");
+    ensure!(carried(&far, "destination", "unknown")? == 0.0, "something came in clear");
+    Ok(())
+}
+
+#[test]
 fn what_cannot_be_steered_is_refused_and_what_is_no_stream_passes() -> Result<()> {
     let mesh = Mesh::new(&[(1, "shop", "a"), (2, "shop", "c")])?;
     let near = mesh.agent(1)?;
@@ -119,7 +197,13 @@ fn what_cannot_be_steered_is_refused_and_what_is_no_stream_passes() -> Result<()
         let mut heard = [0; 5];
         assert_eq!(there.recv_from(&mut heard)?.1.ip(), own);
         assert_eq!(Counts::of(&near)?.since(&before), counts([("udp_socket", 1)]));
-        a.run(|| other(at(ip), Type::RAW, if ip.is_ipv4() { 1 } else { 58 }))??;
+        let (icmp, level, header) = if ip.is_ipv4() { (1, libc::IPPROTO_IP, 3) } else { (58, libc::IPPROTO_IPV6, 36) };
+        a.run(|| other(at(ip), Type::RAW, icmp))??;
+        // But not with a header of its own, which may name any protocol.
+        let before = Counts::of(&near)?;
+        let refused = a.run(|| set(&Socket::from(other(at(ip), Type::RAW, icmp)?), level, header, 1))?;
+        assert_eq!(refused.err().and_then(|error| error.raw_os_error()), Some(libc::EPERM));
+        assert_eq!(Counts::of(&near)?.since(&before), counts([("setsockopt_raw_header", 1)]));
     }
     Ok(())
 }
@@ -182,6 +266,11 @@ fn non_blocking(to: SocketAddr) -> io::Result<TcpStream> {
         Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
         result => result?,
     }
+    finished(socket)
+}
+
+/// Waits until a connect that was started has ended.
+fn finished(socket: Socket) -> io::Result<TcpStream> {
     let mut poll = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
     // SAFETY: one valid entry, for the time of the call.
     unsafe { libc::poll(&raw mut poll, 1, 5000) };
@@ -249,6 +338,12 @@ fn mapped_and_bound_to_device(to: SocketAddr) -> io::Result<TcpStream> {
 fn dont_route(to: SocketAddr) -> io::Result<TcpStream> {
     let socket = tcp(to)?;
     set(&socket, libc::SOL_SOCKET, libc::SO_DONTROUTE, 1)?;
+    connected(socket, to)
+}
+
+fn marked(to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = tcp(to)?;
+    socket.set_mark(7)?;
     connected(socket, to)
 }
 

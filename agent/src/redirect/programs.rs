@@ -2,18 +2,21 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::thread;
 
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, SockHash};
 use aya::programs::links::{CgroupAttachMode, FdLink};
-use aya::programs::{CgroupSock, CgroupSockAddr, Program, ProgramError, SkLookup, SockOps};
+use aya::programs::{CgroupSock, CgroupSockAddr, CgroupSockopt, Program, ProgramError, SkLookup, SockOps};
+use aya::sys::SyscallError;
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use culvert_core::address::NetnsCookie;
 use culvert_ebpf_common::{AddressKey, ListenerKey, Pod, PodRecord};
 
 use super::error::LoadError;
+use super::link;
 use super::netns::Netns;
 use super::pins::Pins;
 
@@ -32,6 +35,8 @@ const CONNECT: [Needs; 2] = [
 ];
 const CREATE_SOCKET: Needs =
     Needs { program: "create_socket", feature: "the netns cookie in cgroup socket hooks", since: "5.7" };
+const SET_OPTION: Needs =
+    Needs { program: "set_option", feature: "the netns cookie in cgroup setsockopt hooks", since: "5.15" };
 const HOST_SOCKET: Needs = Needs { program: "host_socket", feature: "the netns cookie in sock_ops", since: "5.15" };
 const ARRIVE: Needs = Needs { program: "arrive", feature: "the ingress interface in sk_lookup", since: "5.17" };
 
@@ -75,6 +80,13 @@ pub(super) fn attach_node(
     let attached = socket.load().and_then(|()| socket.attach(&pods, CgroupAttachMode::Single));
     let link = attached.and_then(|id| socket.take_link(id)).map_err(|error| CREATE_SOCKET.lacking(&error))?;
     pin(link.try_into().map_err(object_error)?, &pins.links().join(CREATE_SOCKET.program)).map_err(pin_error(pins))?;
+
+    let option: &mut CgroupSockopt = program(&mut ebpf, SET_OPTION.program)?;
+    option.load().map_err(|error| SET_OPTION.lacking(&error))?;
+    let fd = option.fd().map_err(|error| SET_OPTION.lacking(&error))?;
+    let option = link::attach_setsockopt(fd.as_fd(), pods.as_fd())
+        .map_err(|io_error| SET_OPTION.lacking(&SyscallError { call: "bpf_link_create", io_error }.into()))?;
+    replace(&pins.links().join(SET_OPTION.program), |new| link::pin(&option, new)).map_err(pin_error(pins))?;
 
     let host: &mut SockOps = program(&mut ebpf, HOST_SOCKET.program)?;
     let everyone = open(cgroup_mount)?;
@@ -129,11 +141,15 @@ fn load(pins: &Pins, constants: Constants, pod: NetnsCookie) -> Result<Ebpf, Ebp
 
 /// Pins the new link over the old, which is attached until then: at no moment is neither.
 fn pin(link: FdLink, path: &Path) -> io::Result<()> {
+    replace(path, |new| link.pin(new).map(drop).map_err(io::Error::other))
+}
+
+fn replace(path: &Path, pin: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
     // No dot: bpffs keeps such names for itself.
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let new = path.with_file_name(format!("{name}-new"));
     let _ = fs::remove_file(&new);
-    drop(link.pin(&new).map_err(io::Error::other)?);
+    pin(&new)?;
     fs::rename(&new, path)
 }
 

@@ -45,6 +45,10 @@ counters! {
     Mark = "refused" / "connect_mark",
     /// An IPv6 link-local destination, which is on the link that the socket names and nowhere else.
     LinkLocal = "refused" / "connect_link_local",
+    /// A steered connection was to be taken from its path: its mark or its device changed while it is open.
+    Steered = "refused" / "setsockopt_steered",
+    /// A raw socket was to write IP headers of its own, with which it could carry TCP past the hooks.
+    RawHeader = "refused" / "setsockopt_raw_header",
     /// A connection could not be handed to the listener.
     Assign = "refused" / "assign_failed",
     /// A host socket's connection could not be recorded, and will be taken for plaintext.

@@ -21,7 +21,7 @@ pub const STEERING_MARK: u32 = 0xc417;
 pub const HBONE_PORT: u16 = 15008;
 
 /// The version of every layout in this crate. Pins of another version are not adopted.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// How many pods one node may hold.
 pub const MAX_PODS: u32 = 4096;

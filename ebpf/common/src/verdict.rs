@@ -17,10 +17,21 @@ const IPPROTO_IP: u32 = 0;
 const IPPROTO_TCP: u32 = 6;
 const IPPROTO_UDP: u32 = 17;
 const IPPROTO_DCCP: u32 = 33;
+const IPPROTO_IPV6: u32 = 41;
 const IPPROTO_SCTP: u32 = 132;
 const IPPROTO_UDPLITE: u32 = 136;
 const IPPROTO_RAW: u32 = 255;
 const IPPROTO_MPTCP: u32 = 262;
+
+const SOL_SOCKET: u32 = 1;
+const SO_BINDTODEVICE: u32 = 25;
+const SO_MARK: u32 = 36;
+const SO_BINDTOIFINDEX: u32 = 62;
+const IP_HDRINCL: u32 = 3;
+const IPV6_HDRINCL: u32 = 36;
+
+const TCP_CLOSE: u32 = 7;
+const TCP_LISTEN: u32 = 10;
 
 /// Whether `ip` leads back to the pod by itself: `127.0.0.0/8`, `::1`, and the unspecified addresses, which connect
 /// takes for them.
@@ -117,6 +128,33 @@ pub fn socket(family: u32, socket_type: u32, protocol: u32) -> Result<Option<Cou
             _ => Ok(None),
         },
         _ => Err(Counter::StreamProtocol),
+    }
+}
+
+/// Decides whether an enrolled pod may set an option of a socket in the TCP state `state`.
+///
+/// The mark and the device of a TCP socket are the connect hook's to decide. While the socket is not connected they may
+/// be set: the hook puts them right. Afterwards they would have what follows routed past the agent, in clear.
+///
+/// # Errors
+///
+/// Why not.
+#[inline(always)]
+pub fn option(family: u32, socket_type: u32, state: u32, level: u32, name: u32) -> Result<(), Counter> {
+    if family != AF_INET && family != AF_INET6 {
+        return Ok(());
+    }
+    match (socket_type, level, name) {
+        (SOCK_STREAM, SOL_SOCKET, SO_MARK | SO_BINDTODEVICE | SO_BINDTOIFINDEX)
+            if !matches!(state, TCP_CLOSE | TCP_LISTEN) =>
+        {
+            Err(Counter::Steered)
+        }
+        // With a header of its own, a socket that was made for ICMP sends any protocol.
+        (SOCK_RAW, IPPROTO_IP, IP_HDRINCL) | (SOCK_RAW, IPPROTO_IPV6 | IPPROTO_RAW, IPV6_HDRINCL) => {
+            Err(Counter::RawHeader)
+        }
+        _ => Ok(()),
     }
 }
 

@@ -90,6 +90,37 @@ fn sockets_that_the_connect_hooks_would_miss_are_refused() {
 }
 
 #[test]
+fn a_socket_keeps_its_mark_and_its_device_from_connect_on() {
+    let (established, syn_sent, close_wait) = (1, 2, 8);
+    for family in [AF_INET, AF_INET6] {
+        for name in [25, 36, 62] {
+            for state in [established, syn_sent, close_wait] {
+                assert_eq!(option(family, SOCK_STREAM, state, 1, name), Err(Counter::Steered), "{name} in {state}");
+            }
+            for state in [TCP_CLOSE, TCP_LISTEN] {
+                assert_eq!(option(family, SOCK_STREAM, state, 1, name), Ok(()), "{name} in {state}");
+            }
+            assert_eq!(option(family, SOCK_DGRAM, established, 1, name), Ok(()), "a datagram socket's {name}");
+        }
+        // SO_KEEPALIVE, and TCP_NODELAY, whose number another level has for something else.
+        assert_eq!(option(family, SOCK_STREAM, established, 1, 9), Ok(()));
+        assert_eq!(option(family, SOCK_STREAM, established, 6, 25), Ok(()));
+    }
+    assert_eq!(option(1, SOCK_STREAM, established, 1, SO_MARK), Ok(()), "unix sockets are nobody's business");
+}
+
+#[test]
+fn a_raw_socket_does_not_write_its_own_headers() {
+    assert_eq!(option(AF_INET, SOCK_RAW, TCP_CLOSE, 0, 3), Err(Counter::RawHeader));
+    assert_eq!(option(AF_INET6, SOCK_RAW, TCP_CLOSE, 41, 36), Err(Counter::RawHeader));
+    assert_eq!(option(AF_INET6, SOCK_RAW, TCP_CLOSE, 255, 36), Err(Counter::RawHeader));
+    // IP_TTL and IPV6_CHECKSUM, which ping sets.
+    assert_eq!(option(AF_INET, SOCK_RAW, TCP_CLOSE, 0, 2), Ok(()));
+    assert_eq!(option(AF_INET6, SOCK_RAW, TCP_CLOSE, 41, 7), Ok(()));
+    assert_eq!(option(AF_INET, SOCK_DGRAM, TCP_CLOSE, 0, 3), Ok(()));
+}
+
+#[test]
 fn connections_go_where_they_belong() {
     let look = |lo, local, port, bypass, own, probe| lookup(lo, &local, port, bypass, || own, || probe);
     assert_eq!(look(true, OUTSIDE, 80, false, false, false), Lookup::Assign(Role::Outbound));
