@@ -139,7 +139,7 @@ impl Node {
     }
 }
 
-/// Applies what the source says, and has everyone look at the result.
+/// Takes in what the source says, and has everyone look at the result once it is whole.
 async fn follow_objects(
     mut source: Directory,
     mesh: Arc<ArcSwap<Snapshot>>,
@@ -149,11 +149,14 @@ async fn follow_objects(
     proxies: Proxies,
 ) {
     let mut state = Mesh::new();
-    while let Some(changes) = source.next().await {
-        for finding in state.apply(changes) {
+    while let Some(update) = source.next().await {
+        for finding in state.stage(update.changes) {
             tracing::warn!("{finding}");
         }
-        let snapshot = state.snapshot();
+        if !update.settled {
+            continue;
+        }
+        let snapshot = state.publish();
         let options = snapshot.options();
         let trusted = TrustDomains::new(options.trust_domain.clone(), options.trust_domain_aliases.iter().cloned());
         if *certificates.trust_domains() != trusted {

@@ -1,5 +1,8 @@
 //! Where objects come from: a directory of YAML files, which is watched.
 //!
+//! They come in pieces, so that no more of them is in memory at a time than it takes: an object is many times what the
+//! mesh keeps of it.
+//!
 //! What objects mean is none of this module's business: it hands on which are there, which have changed and which are
 //! gone. The one thing that it decides is what to do about a file that cannot be read: its objects stay as they were.
 
@@ -13,17 +16,31 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use culvert_api::Object;
-use culvert_api::yaml::{Gravity, Mistake, Parsed};
+use culvert_api::yaml::{Gravity, Mistake};
 use culvert_core::mesh::Change;
 use serde::Serialize;
 use tokio::sync::{mpsc, watch as state};
 
 pub use scan::Scanner;
 
+/// How many changes a piece holds.
+const PIECE: usize = 128;
+/// How many pieces wait for whoever takes them.
+const PIECES: usize = 2;
+
+/// The next piece of what a source has to say.
+#[derive(Debug, Default)]
+pub struct Update {
+    /// At most a few hundred changes.
+    pub changes: Vec<Change>,
+    /// Whether the objects are complete with this piece, and so what they say may be acted on.
+    pub settled: bool,
+}
+
 /// A directory whose `*.yaml` and `*.yml` files hold objects, watched for changes.
 #[derive(Debug)]
 pub struct Directory {
-    changes: mpsc::Receiver<Vec<Change>>,
+    updates: mpsc::Receiver<Update>,
     status: state::Receiver<Arc<Status>>,
 }
 
@@ -109,17 +126,17 @@ impl Directory {
     /// When it cannot be read, or no thread can be started.
     pub fn open(path: &Path) -> Result<Self, SourceError> {
         std::fs::read_dir(path).map_err(|error| SourceError::Unreadable { path: path.to_owned(), error })?;
-        let (changes_to, changes) = mpsc::channel(16);
+        let (updates_to, updates) = mpsc::channel(PIECES);
         let (status_to, status) = state::channel(Arc::default());
-        watch::spawn(path.to_owned(), changes_to, status_to)
+        watch::spawn(path.to_owned(), updates_to, status_to)
             .map_err(|error| SourceError::Thread { path: path.to_owned(), error })?;
-        Ok(Self { changes, status })
+        Ok(Self { updates, status })
     }
 
-    /// The next changes; the first ones are all objects that are there, once every file has been read, even if there
-    /// are none. `None` once the thread that watches has ended.
-    pub async fn next(&mut self) -> Option<Vec<Change>> {
-        self.changes.recv().await
+    /// The next piece. The first settled one completes all objects that are there, and comes once every file has been
+    /// read, even if there are none. `None` once the thread that watches has ended.
+    pub async fn next(&mut self) -> Option<Update> {
+        self.updates.recv().await
     }
 
     /// What is known of the files, for the admin endpoint.
@@ -135,13 +152,11 @@ impl Directory {
 pub fn load_directory(path: &Path) -> Result<(Vec<Object>, Vec<FileError>), SourceError> {
     std::fs::read_dir(path).map_err(|error| SourceError::Unreadable { path: path.to_owned(), error })?;
     let mut scanner = Scanner::new(path.to_owned());
-    let changes = scanner.scan();
-    let objects = changes.into_iter().filter_map(|change| match change {
-        Change::Upsert(object) => Some(object),
-        Change::Remove(_) => None,
+    let mut objects = Vec::new();
+    scanner.scan(|change| {
+        if let Change::Upsert(object) = change {
+            objects.push(object);
+        }
     });
-    Ok((objects.collect(), scanner.status().errors().collect()))
+    Ok((objects, scanner.status().errors().collect()))
 }
-
-/// What is made of a file before its place among the others is known.
-type Contents = Parsed;

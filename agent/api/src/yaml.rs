@@ -85,42 +85,70 @@ pub struct Parsed {
 impl Parsed {
     /// Whether a document could not be read.
     pub fn is_broken(&self) -> bool {
-        self.mistakes.iter().any(|mistake| mistake.gravity == Gravity::Broken)
-    }
-
-    fn report(&mut self, place: Place, gravity: Gravity, message: impl Into<String>) {
-        if self.mistakes.len() < MAX_MISTAKES {
-            self.mistakes.push(Mistake { place, gravity, message: message.into() });
-        }
+        is_broken(&self.mistakes)
     }
 }
 
 /// Reads the objects of a file.
 pub fn parse(bytes: &[u8]) -> Parsed {
-    let mut parsed = Parsed::default();
-    if bytes.len() > MAX_BYTES {
-        let size = format!("{} bytes are more than the limit of {MAX_BYTES}: split the file", bytes.len());
-        parsed.report(Place { line: 1, column: 1 }, Gravity::Broken, size);
-        return parsed;
-    }
-    let text = match std::str::from_utf8(bytes) {
-        Ok(text) => text.strip_prefix('\u{feff}').unwrap_or(text),
-        Err(error) => {
-            let line = bytes.iter().take(error.valid_up_to()).filter(|byte| **byte == b'\n').count() as u64 + 1;
-            let message = "not UTF-8 text: this is no YAML file";
-            parsed.report(Place { line, column: 1 }, Gravity::Broken, message);
-            return parsed;
+    let mut objects = Vec::new();
+    let mistakes = for_each(bytes, |object, place| objects.push((object, place)));
+    Parsed { objects, mistakes }
+}
+
+/// Reads the objects of a file one by one, in order, each with the place where it starts; says what is wrong. Never
+/// holds more than one document of the file.
+pub fn for_each(bytes: &[u8], mut each: impl FnMut(Object, Place)) -> Vec<Mistake> {
+    let mut reader = Reader { seen: HashSet::new(), mistakes: Vec::new(), each: &mut each };
+    reader.read(bytes);
+    reader.mistakes
+}
+
+/// Whether a document of a file with these mistakes could not be read.
+pub fn is_broken(mistakes: &[Mistake]) -> bool {
+    mistakes.iter().any(|mistake| mistake.gravity == Gravity::Broken)
+}
+
+/// Reads a file.
+struct Reader<'a> {
+    seen: HashSet<ObjectRef>,
+    mistakes: Vec<Mistake>,
+    each: &'a mut dyn FnMut(Object, Place),
+}
+
+impl Reader<'_> {
+    fn read(&mut self, bytes: &[u8]) {
+        if bytes.len() > MAX_BYTES {
+            let size = format!("{} bytes are more than the limit of {MAX_BYTES}: split the file", bytes.len());
+            return self.report(Place { line: 1, column: 1 }, Gravity::Broken, size);
         }
-    };
-    let mut seen = HashSet::new();
-    for document in documents(text) {
-        match document.read() {
-            Ok(Some(node)) => document.objects(&node, &mut seen, &mut parsed),
-            Ok(None) => {}
-            Err(mistake) => parsed.report(mistake.place, mistake.gravity, mistake.message),
+        let text = match std::str::from_utf8(bytes) {
+            Ok(text) => text.strip_prefix('\u{feff}').unwrap_or(text),
+            Err(error) => {
+                let line = bytes.iter().take(error.valid_up_to()).filter(|byte| **byte == b'\n').count() as u64 + 1;
+                let message = "not UTF-8 text: this is no YAML file";
+                return self.report(Place { line, column: 1 }, Gravity::Broken, message);
+            }
+        };
+        for document in documents(text) {
+            match document.read() {
+                Ok(Some(node)) => document.objects(&node, self),
+                Ok(None) => {}
+                Err(mistake) => self.report(mistake.place, mistake.gravity, mistake.message),
+            }
         }
     }
-    parsed
+
+    fn report(&mut self, place: Place, gravity: Gravity, message: impl Into<String>) {
+        let mistake = Mistake { place, gravity, message: message.into() };
+        if self.mistakes.len() < MAX_MISTAKES {
+            self.mistakes.push(mistake);
+        } else if gravity == Gravity::Broken && !is_broken(&self.mistakes) {
+            // However many there are, that the file is broken is not to be lost among them.
+            self.mistakes.truncate(MAX_MISTAKES - 1);
+            self.mistakes.push(mistake);
+        }
+    }
 }
 
 /// Reads one YAML value.
@@ -203,15 +231,15 @@ impl Document<'_> {
         Mistake { place, gravity: Gravity::Broken, message: format!("{}{cure}", message.escape_debug()) }
     }
 
-    /// Adds the objects of this document to `parsed`.
-    fn objects(&self, node: &Spanned<Node>, seen: &mut HashSet<ObjectRef>, parsed: &mut Parsed) {
+    /// Hands the objects of this document to `reader`.
+    fn objects(&self, node: &Spanned<Node>, reader: &mut Reader<'_>) {
         let field = |name| node.value.field(name).and_then(|node| node.value.as_str());
         let list = field("kind").and_then(|kind| kind.strip_suffix("List"));
         let Some(items) = node.value.field("items").filter(|_| list.is_some()) else {
-            return self.object(node, node.value.to_json(), seen, parsed);
+            return self.object(node, node.value.to_json(), reader);
         };
         let Node::Sequence(items) = &items.value else {
-            return parsed.report(self.place(items), Gravity::Broken, "items is not a list");
+            return reader.report(self.place(items), Gravity::Broken, "items is not a list");
         };
         for item in items {
             let mut value = item.value.to_json();
@@ -222,30 +250,30 @@ impl Document<'_> {
                     fields.entry("apiVersion").or_insert_with(|| version.into());
                 }
             }
-            self.object(item, value, seen, parsed);
+            self.object(item, value, reader);
         }
     }
 
-    fn object(&self, node: &Spanned<Node>, value: Value, seen: &mut HashSet<ObjectRef>, parsed: &mut Parsed) {
+    fn object(&self, node: &Spanned<Node>, value: Value, reader: &mut Reader<'_>) {
         let what = describe(&value);
         match Object::from_value(value) {
             Ok((object, unknown)) => {
                 let reference = object.reference();
                 for field in unknown {
                     let message = format!("{reference}: unknown field {}: it has no effect", field.path);
-                    parsed.report(
+                    reader.report(
                         self.place(node.value.find(&field.path).unwrap_or(node)),
                         Gravity::UnknownField,
                         message,
                     );
                 }
                 let place = self.place(node);
-                if seen.insert(reference.clone()) {
-                    parsed.objects.push((object, place));
+                if reader.seen.insert(reference.clone()) {
+                    (reader.each)(object, place);
                 } else {
                     let message =
                         format!("{reference} is in this file already: the first one counts, remove the other");
-                    parsed.report(place, Gravity::LeftOut, message);
+                    reader.report(place, Gravity::LeftOut, message);
                 }
             }
             Err(error) => {
@@ -254,7 +282,7 @@ impl Document<'_> {
                     _ => Gravity::Broken,
                 };
                 let place = self.place(node.value.find(error.path()).unwrap_or(node));
-                parsed.report(place, gravity, format!("{what}{error}"));
+                reader.report(place, gravity, format!("{what}{error}"));
             }
         }
     }

@@ -17,7 +17,7 @@ mod workloads;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use culvert_api::k8s_openapi::api::core::v1::ConfigMap;
 use culvert_api::security::{AuthorizationPolicy, PeerAuthentication};
@@ -50,7 +50,8 @@ pub enum Change {
 pub struct Mesh {
     current: Snapshot,
     rules: Arc<EnrolmentRules>,
-    published: OnceLock<Arc<Snapshot>>,
+    /// What readers see; behind `current` while a step is staged.
+    published: Arc<Snapshot>,
     interner: Interner,
     namespaces: Namespaces,
     nodes: HashMap<Arc<str>, Arc<Locality>>,
@@ -90,6 +91,14 @@ impl Mesh {
 
     /// Takes in `changes` as one step, and says what was found in the objects that came.
     pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) -> Vec<Finding> {
+        let found = self.stage(changes);
+        self.publish();
+        found
+    }
+
+    /// Takes in `changes`, and says what was found in the objects that came. Readers see them with the next
+    /// [`Self::publish`]: a step may come in many pieces.
+    pub fn stage(&mut self, changes: impl IntoIterator<Item = Change>) -> Vec<Finding> {
         let mut found = Vec::new();
         for change in changes {
             match change {
@@ -100,15 +109,20 @@ impl Mesh {
         if std::mem::take(&mut self.dirty.options) {
             self.read_options(&mut found);
         }
-        self.settle();
-        self.current.version += 1;
-        self.published = OnceLock::new();
         found
     }
 
-    /// The mesh as it is now.
+    /// Works out what everything that was staged means, and shows it to readers as one step.
+    pub fn publish(&mut self) -> Arc<Snapshot> {
+        self.settle();
+        self.current.version += 1;
+        self.published = Arc::new(self.current.clone());
+        self.snapshot()
+    }
+
+    /// The mesh as it was published last.
     pub fn snapshot(&self) -> Arc<Snapshot> {
-        self.published.get_or_init(|| Arc::new(self.current.clone())).clone()
+        self.published.clone()
     }
 
     fn upsert(&mut self, object: Object, found: &mut Vec<Finding>) {
@@ -322,6 +336,7 @@ impl Mesh {
     fn start_over(&mut self, options: MeshOptions) {
         let old = std::mem::take(self);
         self.rules = old.rules;
+        self.published = old.published;
         self.current.version = old.current.version;
         self.current.options = Arc::new(options);
         self.current.findings = old.current.findings;

@@ -1,17 +1,18 @@
 //! One look at a directory: what has changed since the last.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::Metadata;
 use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use culvert_api::ObjectRef;
 use culvert_api::yaml::{self, Gravity, Mistake, Place};
-use culvert_api::{Object, ObjectRef};
 use culvert_core::mesh::Change;
 
-use super::{Contents, FileStatus, Status};
+use super::{FileStatus, Status};
 
 /// How many levels of directories are read.
 const MAX_DEPTH: usize = 8;
@@ -21,25 +22,47 @@ const SETTLING: Duration = Duration::from_millis(50);
 const MAX_PUT_OFF: u32 = 5;
 
 /// What is known of a directory.
+///
+/// An object that several files hold is taken from the first of them by name. The files are gone through in that
+/// order, so that this is known of an object as soon as it is read: each is handed on at once, and no more than one
+/// document is held at a time, whatever the directory holds.
 #[derive(Debug)]
 pub struct Scanner {
     directory: PathBuf,
     problem: Option<String>,
-    files: BTreeMap<PathBuf, FileState>,
-    /// The file that an object is taken from: the first by name that holds it.
-    owners: HashMap<ObjectRef, PathBuf>,
+    files: BTreeMap<Arc<Path>, FileState>,
     unsettled: bool,
 }
 
 #[derive(Debug, Default)]
 struct FileState {
     stamp: Option<Stamp>,
-    objects: Vec<(ObjectRef, Place)>,
+    objects: Vec<Held>,
     mistakes: Vec<Mistake>,
     /// Objects that another file holds already.
     duplicates: Vec<Mistake>,
     stale: bool,
     put_off: u32,
+}
+
+/// An object that a file holds.
+#[derive(Debug)]
+struct Held {
+    object: ObjectRef,
+    place: Place,
+    /// Whether it is this file's that counts.
+    counts: bool,
+}
+
+/// What to do about a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    /// It is as it was.
+    Unchanged,
+    /// It has changed, perhaps not for the last time: soon.
+    Later,
+    /// It has changed, or was never read.
+    Now,
 }
 
 /// What tells that a file has changed; another inode after an atomic rename, the target's behind a symbolic link.
@@ -67,33 +90,27 @@ impl Stamp {
 impl Scanner {
     /// A scanner that has not looked yet.
     pub fn new(directory: PathBuf) -> Self {
-        Self { directory, problem: None, files: BTreeMap::new(), owners: HashMap::new(), unsettled: false }
+        Self { directory, problem: None, files: BTreeMap::new(), unsettled: false }
     }
 
-    /// Looks at the directory, and says what has changed since the last look. When it cannot be read everything stays
-    /// as it was.
-    pub fn scan(&mut self) -> Vec<Change> {
+    /// Looks at the directory, and hands to `each` what has changed since the last look: first what is there, in the
+    /// order of the files, then what is gone. When the directory cannot be read everything stays as it was.
+    pub fn scan(&mut self, mut each: impl FnMut(Change)) {
         self.unsettled = false;
         let found = match find(&self.directory) {
             Ok(found) => found,
             Err(error) => {
                 let message = format!("{}: {error}: the objects stay as they were", self.directory.display());
                 self.problem = Some(message);
-                return Vec::new();
+                return;
             }
         };
         self.problem = None;
-        let known = self.files.len();
-        self.files.retain(|path, _| found.contains_key(path));
-        let mut changed = known != self.files.len();
-        let mut contents: HashMap<PathBuf, Vec<Object>> = HashMap::new();
-        for (path, metadata) in found {
-            if let Some(objects) = self.look(&path, &metadata) {
-                contents.insert(path, objects);
-                changed = true;
-            }
+        let looks: Vec<Look> = found.iter().map(|(path, metadata)| self.look(path, metadata)).collect();
+        let is_gone = |path: &Arc<Path>| !found.contains_key(path);
+        if looks.contains(&Look::Now) || self.files.keys().any(is_gone) {
+            self.sweep(found.into_iter().zip(looks), &mut each);
         }
-        if changed { self.merge(contents) } else { Vec::new() }
     }
 
     /// Whether a file was still being written, so that another look is due soon.
@@ -103,7 +120,7 @@ impl Scanner {
 
     /// What is known of the directory and its files.
     pub fn status(&self) -> Status {
-        let file = |(path, state): (&PathBuf, &FileState)| FileStatus {
+        let file = |(path, state): (&Arc<Path>, &FileState)| FileStatus {
             path: path.display().to_string(),
             objects: state.objects.len(),
             stale: state.stale,
@@ -112,73 +129,166 @@ impl Scanner {
         Status { problem: self.problem.clone(), files: self.files.iter().map(file).collect() }
     }
 
-    /// Reads a file if it has changed; the objects to take from it now.
-    fn look(&mut self, path: &Path, metadata: &std::io::Result<Metadata>) -> Option<Vec<Object>> {
-        let stamp = metadata.as_ref().ok().map(Stamp::of);
-        let is_new = !self.files.contains_key(path);
-        let state = self.files.entry(path.to_owned()).or_default();
-        if !is_new && state.stamp == stamp && stamp.is_some() {
-            return None;
+    /// Whether a file is to be read.
+    fn look(&mut self, path: &Path, metadata: &std::io::Result<Metadata>) -> Look {
+        let Some(state) = self.files.get_mut(path) else { return Look::Now };
+        if state.stamp == metadata.as_ref().ok().map(Stamp::of) {
+            return Look::Unchanged;
         }
-        if !is_new && state.put_off < MAX_PUT_OFF && metadata.as_ref().is_ok_and(is_settling) {
+        if state.put_off < MAX_PUT_OFF && metadata.as_ref().is_ok_and(is_settling) {
             state.put_off += 1;
             self.unsettled = true;
-            return None;
+            return Look::Later;
         }
-        state.put_off = 0;
-        let parsed = match metadata {
-            Ok(metadata) => read(path, metadata),
-            Err(error) => unreadable(error),
-        };
-        let broken = parsed.is_broken();
-        state.stamp = stamp;
-        state.mistakes = parsed.mistakes;
-        if broken && !is_new {
-            state.stale = true;
-            return None;
-        }
-        // A file that was never whole is taken as far as it goes: without any of it, its pods would be outside the
-        // mesh.
-        state.stale = false;
-        state.objects = parsed.objects.iter().map(|(object, place)| (object.reference(), *place)).collect();
-        Some(parsed.objects.into_iter().map(|(object, _)| object).collect())
+        Look::Now
     }
 
-    /// Works out which file each object is taken from, and what that changes.
-    fn merge(&mut self, mut contents: HashMap<PathBuf, Vec<Object>>) -> Vec<Change> {
-        let mut owners: HashMap<ObjectRef, PathBuf> = HashMap::with_capacity(self.owners.len());
-        for (path, state) in &mut self.files {
-            state.duplicates.clear();
-            for (object, place) in &state.objects {
-                match owners.get(object) {
-                    None => {
-                        owners.insert(object.clone(), path.clone());
-                    }
-                    Some(first) => state.duplicates.push(Mistake {
-                        place: *place,
-                        gravity: Gravity::LeftOut,
-                        message: format!("{object} is in {} already, which counts: remove one", first.display()),
-                    }),
+    /// Goes through the files that are there: reads those that have changed, and works out which file each object is
+    /// taken from.
+    fn sweep(
+        &mut self,
+        found: impl Iterator<Item = ((Arc<Path>, std::io::Result<Metadata>), Look)>,
+        each: &mut dyn FnMut(Change),
+    ) {
+        let mut known = std::mem::take(&mut self.files);
+        let mut sweep = Sweep { owners: HashMap::new(), let_go: Vec::new(), each };
+        for ((path, metadata), look) in found {
+            let state = match known.remove(&path) {
+                None => sweep.read_new(&path, &metadata),
+                Some(state) if look == Look::Now => sweep.read_again(&path, &metadata, state),
+                Some(mut state) => {
+                    sweep.keep(&path, &mut state);
+                    state
                 }
+            };
+            self.files.insert(path, state);
+        }
+        for state in known.into_values() {
+            sweep.let_go(state.objects);
+        }
+        sweep.finish();
+    }
+}
+
+/// One pass over the files, in their order.
+struct Sweep<'a> {
+    /// Where each object of the files so far was found first.
+    owners: HashMap<ObjectRef, Arc<Path>>,
+    /// Objects that counted until now, and which are gone unless another file holds them.
+    let_go: Vec<ObjectRef>,
+    each: &'a mut dyn FnMut(Change),
+}
+
+impl Sweep<'_> {
+    /// Takes in a file that was not there before; if it is broken, as far as it goes: without any of it, its pods
+    /// would be outside the mesh.
+    fn read_new(&mut self, path: &Arc<Path>, metadata: &std::io::Result<Metadata>) -> FileState {
+        let mut state = FileState { stamp: metadata.as_ref().ok().map(Stamp::of), ..FileState::default() };
+        match contents(path, metadata) {
+            Ok(bytes) => self.take(path, &bytes, &mut state),
+            Err(mistake) => state.mistakes = vec![mistake],
+        }
+        state
+    }
+
+    /// Takes in a file that has changed; if it is broken, its objects stay as they were.
+    fn read_again(
+        &mut self,
+        path: &Arc<Path>,
+        metadata: &std::io::Result<Metadata>,
+        mut state: FileState,
+    ) -> FileState {
+        state.stamp = metadata.as_ref().ok().map(Stamp::of);
+        state.put_off = 0;
+        let contents = contents(path, metadata);
+        // Whether it is broken has to be known before anything of it is handed on: so it is read twice, rather than
+        // held.
+        state.mistakes = match &contents {
+            Ok(bytes) => yaml::for_each(bytes, |_, _| {}),
+            Err(mistake) => vec![mistake.clone()],
+        };
+        match contents {
+            Ok(bytes) if !yaml::is_broken(&state.mistakes) => {
+                state.stale = false;
+                self.let_go(std::mem::take(&mut state.objects));
+                self.take(path, &bytes, &mut state);
+            }
+            _ => {
+                state.stale = true;
+                self.keep(path, &mut state);
             }
         }
-        let gone = self.owners.keys().filter(|object| !owners.contains_key(*object));
-        let mut changes: Vec<Change> = gone.cloned().map(Change::Remove).collect();
-        // An object may pass to a file that has not changed and is not at hand any more.
-        for (object, path) in &owners {
-            if self.owners.get(object) != Some(path) && !contents.contains_key(path) {
-                let parsed = std::fs::metadata(path).map_or_else(|error| unreadable(&error), |meta| read(path, &meta));
-                contents.insert(path.clone(), parsed.objects.into_iter().map(|(object, _)| object).collect());
+        state
+    }
+
+    /// Hands on the objects of a file.
+    fn take(&mut self, path: &Arc<Path>, bytes: &[u8], state: &mut FileState) {
+        state.duplicates.clear();
+        let mut objects: Vec<Held> = Vec::new();
+        state.mistakes = yaml::for_each(bytes, |object, place| {
+            let mut reference = object.reference();
+            // A file's objects are mostly of one namespace.
+            if let Some(last) = objects.last().filter(|last| last.object.namespace == reference.namespace) {
+                reference.namespace = last.object.namespace.clone();
+            }
+            let counts = self.claim(path, &reference, place, &mut state.duplicates);
+            if counts {
+                (self.each)(Change::Upsert(object));
+            }
+            objects.push(Held { object: reference, place, counts });
+        });
+        objects.shrink_to_fit();
+        state.objects = objects;
+    }
+
+    /// Leaves the objects of a file as they are, except that what an earlier file has let go is taken from this one.
+    fn keep(&mut self, path: &Arc<Path>, state: &mut FileState) {
+        state.duplicates.clear();
+        let mut inherited = HashSet::new();
+        for held in &mut state.objects {
+            let counted = held.counts;
+            held.counts = self.claim(path, &held.object, held.place, &mut state.duplicates);
+            if held.counts && !counted {
+                inherited.insert(held.object.clone());
             }
         }
-        // In the order of the files: what comes first is read first, which helps nobody but whoever reads the log.
-        for path in self.files.keys() {
-            let objects = contents.remove(path).unwrap_or_default();
-            let own = objects.into_iter().filter(|object| owners.get(&object.reference()) == Some(path));
-            changes.extend(own.map(Change::Upsert));
+        if !inherited.is_empty()
+            && let Ok(bytes) = contents(path, &std::fs::metadata(path))
+        {
+            // What is wrong with the file is known already, or will be once it is seen to have changed.
+            yaml::for_each(&bytes, |object, _| {
+                if inherited.contains(&object.reference()) {
+                    (self.each)(Change::Upsert(object));
+                }
+            });
         }
-        self.owners = owners;
-        changes
+    }
+
+    /// Whether `object` counts where it is: in no file before this one.
+    fn claim(&mut self, path: &Arc<Path>, object: &ObjectRef, place: Place, duplicates: &mut Vec<Mistake>) -> bool {
+        let Some(first) = self.owners.get(object) else {
+            self.owners.insert(object.clone(), path.clone());
+            return true;
+        };
+        duplicates.push(Mistake {
+            place,
+            gravity: Gravity::LeftOut,
+            message: format!("{object} is in {} already, which counts: remove one", first.display()),
+        });
+        false
+    }
+
+    fn let_go(&mut self, objects: Vec<Held>) {
+        self.let_go.extend(objects.into_iter().filter(|held| held.counts).map(|held| held.object));
+    }
+
+    /// What no file holds any more is gone.
+    fn finish(self) {
+        for object in self.let_go {
+            if !self.owners.contains_key(&object) {
+                (self.each)(Change::Remove(object));
+            }
+        }
     }
 }
 
@@ -187,31 +297,28 @@ fn is_settling(metadata: &Metadata) -> bool {
     age.is_some_and(|age| age < SETTLING)
 }
 
-fn unreadable(error: &std::io::Error) -> Contents {
-    let mistake = Mistake {
+/// The bytes of a file, one more than the limit where it is longer.
+fn contents(path: &Path, metadata: &std::io::Result<Metadata>) -> Result<Vec<u8>, Mistake> {
+    let unreadable = |error: &dyn std::fmt::Display| Mistake {
         place: Place { line: 1, column: 1 },
         gravity: Gravity::Broken,
         message: format!("cannot be read: {error}"),
     };
-    Contents { objects: Vec::new(), mistakes: vec![mistake] }
-}
-
-fn read(path: &Path, metadata: &Metadata) -> Contents {
     // Opening a FIFO would wait for its other end.
-    if !metadata.is_file() {
-        return unreadable(&std::io::Error::other("not a regular file"));
+    if !metadata.as_ref().map_err(|error| unreadable(error))?.is_file() {
+        return Err(unreadable(&"not a regular file"));
     }
     let mut bytes = Vec::new();
     let limit = yaml::MAX_BYTES as u64 + 1;
     match std::fs::File::open(path).and_then(|file| file.take(limit).read_to_end(&mut bytes)) {
-        Ok(_) => yaml::parse(&bytes),
-        Err(error) => unreadable(&error),
+        Ok(_) => Ok(bytes),
+        Err(error) => Err(unreadable(&error)),
     }
 }
 
 /// The YAML files of a directory, with what the system knows of each. Hidden ones are left out: editors' copies, and
 /// the directories behind the links of a mounted ConfigMap.
-fn find(directory: &Path) -> std::io::Result<BTreeMap<PathBuf, std::io::Result<Metadata>>> {
+fn find(directory: &Path) -> std::io::Result<BTreeMap<Arc<Path>, std::io::Result<Metadata>>> {
     let mut files = BTreeMap::new();
     let mut directories = vec![(directory.to_owned(), 0)];
     while let Some((directory, depth)) = directories.pop() {
@@ -233,7 +340,7 @@ fn find(directory: &Path) -> std::io::Result<BTreeMap<PathBuf, std::io::Result<M
                 }
             } else if path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml") {
                 let metadata = std::fs::metadata(&path);
-                files.insert(path, metadata);
+                files.insert(path.into(), metadata);
             }
         }
     }

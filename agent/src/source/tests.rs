@@ -66,10 +66,17 @@ impl Seen {
     }
 }
 
+/// Looks once.
+fn look(scanner: &mut Scanner) -> Vec<Change> {
+    let mut changes = Vec::new();
+    scanner.scan(|change| changes.push(change));
+    changes
+}
+
 /// Looks until nothing is being written any more.
 fn scan(scanner: &mut Scanner, seen: &mut Seen) {
     loop {
-        seen.apply(scanner.scan());
+        seen.apply(look(scanner));
         if !scanner.is_unsettled() {
             return;
         }
@@ -101,7 +108,7 @@ fn files_come_change_and_go() {
     directory.remove("b.yml");
     scan(&mut scanner, &mut seen);
     assert!(seen.is(&[("a", "y"), ("f", "x")]), "{:?}", seen.0);
-    assert!(scanner.scan().is_empty());
+    assert!(look(&mut scanner).is_empty());
 }
 
 #[test]
@@ -218,8 +225,8 @@ fn a_directory_is_loaded_once_for_the_command_line() {
 async fn until(source: &mut Directory, seen: &mut Seen, expected: &[(&str, &str)]) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     while !seen.is(expected) {
-        let changes = tokio::time::timeout_at(deadline, source.next()).await;
-        seen.apply(changes.unwrap_or_else(|_| panic!("{:?} is not {expected:?}", seen.0)).unwrap());
+        let update = tokio::time::timeout_at(deadline, source.next()).await;
+        seen.apply(update.unwrap_or_else(|_| panic!("{:?} is not {expected:?}", seen.0)).unwrap().changes);
     }
 }
 
@@ -228,7 +235,9 @@ async fn an_edit_takes_effect_within_a_second() {
     let directory = TempDir::new("edit");
     directory.write("a.yaml", &pod("a", "x"));
     let (mut source, mut seen) = (Directory::open(&directory.0).unwrap(), Seen::default());
-    seen.apply(source.next().await.unwrap());
+    let first = source.next().await.unwrap();
+    assert!(first.settled);
+    seen.apply(first.changes);
     assert!(seen.is(&[("a", "x")]), "{:?}", seen.0);
 
     let started = std::time::Instant::now();
@@ -242,7 +251,43 @@ async fn the_first_changes_come_even_if_there_are_none() {
     let directory = TempDir::new("none");
     let mut source = Directory::open(&directory.0).unwrap();
     let first = tokio::time::timeout(Duration::from_secs(10), source.next()).await.unwrap().unwrap();
-    assert!(first.is_empty());
+    assert!(first.changes.is_empty() && first.settled);
+}
+
+#[tokio::test]
+async fn many_objects_come_in_bounded_pieces_of_which_the_last_is_settled() {
+    let directory = TempDir::new("pieces");
+    let count = 3 * PIECE + 1;
+    let pods = |range: std::ops::Range<usize>| range.map(|n| pod(&format!("p-{n:05}"), "x")).collect::<String>();
+    directory.write("a.yaml", &pods(0..count - 10));
+    directory.write("b.yaml", &pods(count - 20..count));
+    let (mut source, mut seen) = (Directory::open(&directory.0).unwrap(), Seen::default());
+    loop {
+        let update = tokio::time::timeout(Duration::from_secs(10), source.next()).await.unwrap().unwrap();
+        assert!(update.changes.len() <= PIECE);
+        seen.apply(update.changes);
+        if update.settled {
+            break;
+        }
+    }
+    assert_eq!(seen.0.len(), count);
+    assert_eq!(source.status().borrow().errors().count(), 10);
+}
+
+#[test]
+fn what_a_broken_file_holds_passes_to_the_next_only_when_it_is_gone() {
+    let directory = TempDir::new("passes");
+    let (mut scanner, mut seen) = (Scanner::new(directory.0.clone()), Seen::default());
+    directory.write("a.yaml", &pod("a", "a"));
+    directory.write("b.yaml", &pod("a", "b"));
+    scan(&mut scanner, &mut seen);
+    directory.write("a.yaml", "kind: [");
+    scan(&mut scanner, &mut seen);
+    assert!(seen.is(&[("a", "a")]), "{:?}", seen.0);
+    directory.write("a.yaml", &pod("c", "a"));
+    scan(&mut scanner, &mut seen);
+    assert!(seen.is(&[("a", "b"), ("c", "a")]), "{:?}", seen.0);
+    assert_eq!(errors(&scanner), [""; 0]);
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use culvert_core::mesh::Change;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::{mpsc, watch};
 
-use super::{Scanner, Status};
+use super::{PIECE, Scanner, Status, Update};
 
 /// How long nothing may happen before the directory is looked at: a copy of many files is one change.
 const QUIET: Duration = Duration::from_millis(60);
@@ -24,14 +24,14 @@ const RESCAN_BLIND: Duration = Duration::from_millis(500);
 
 pub(super) fn spawn(
     directory: PathBuf,
-    changes: mpsc::Sender<Vec<Change>>,
+    updates: mpsc::Sender<Update>,
     status: watch::Sender<Arc<Status>>,
 ) -> std::io::Result<()> {
     let thread = std::thread::Builder::new().name("source".to_owned());
-    thread.spawn(move || run(&directory, &changes, &status)).map(drop)
+    thread.spawn(move || run(&directory, &updates, &status)).map(drop)
 }
 
-fn run(directory: &Path, changes: &mpsc::Sender<Vec<Change>>, status: &watch::Sender<Arc<Status>>) {
+fn run(directory: &Path, updates: &mpsc::Sender<Update>, status: &watch::Sender<Arc<Status>>) {
     let (told, events) = channel();
     let mut scanner = Scanner::new(directory.to_owned());
     let mut watcher = None;
@@ -45,14 +45,12 @@ fn run(directory: &Path, changes: &mpsc::Sender<Vec<Change>>, status: &watch::Se
             watcher = start_watching(directory, &told);
             watched = identity;
         }
-        let found = scanner.scan();
+        let mut pieces = Pieces { updates, next: Vec::new(), settled: !is_first };
+        scanner.scan(|change| pieces.push(change));
+        is_first = false;
+        // Before whoever follows acts on the changes: what they do with pods that are missing depends on it.
         publish(scanner.status(), status);
-        if !found.is_empty() || is_first {
-            is_first = false;
-            if changes.blocking_send(found).is_err() {
-                return;
-            }
-        }
+        pieces.settle();
         if scanner.status().problem.is_some() {
             watcher = None;
         }
@@ -61,8 +59,33 @@ fn run(directory: &Path, changes: &mpsc::Sender<Vec<Change>>, status: &watch::Se
             (false, Some(_)) => RESCAN,
             (false, None) => RESCAN_BLIND,
         };
-        if wait_for_change(&events, wait).is_err() || changes.is_closed() {
+        if wait_for_change(&events, wait).is_err() || updates.is_closed() {
             return;
+        }
+    }
+}
+
+/// Sends changes in pieces. What nobody takes any more is dropped.
+struct Pieces<'a> {
+    updates: &'a mpsc::Sender<Update>,
+    next: Vec<Change>,
+    /// Whether everything that was said before is settled.
+    settled: bool,
+}
+
+impl Pieces<'_> {
+    fn push(&mut self, change: Change) {
+        self.settled = false;
+        self.next.push(change);
+        if self.next.len() == PIECE {
+            let changes = std::mem::replace(&mut self.next, Vec::with_capacity(PIECE));
+            let _ = self.updates.blocking_send(Update { changes, settled: false });
+        }
+    }
+
+    fn settle(self) {
+        if !self.settled {
+            let _ = self.updates.blocking_send(Update { changes: self.next, settled: true });
         }
     }
 }

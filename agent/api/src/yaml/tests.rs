@@ -137,3 +137,13 @@ fn numbers_as_keys_are_names() {
     let parsed = parse(text.as_bytes());
     assert_eq!(parsed.mistakes, []);
 }
+
+#[test]
+fn a_file_full_of_mistakes_is_still_seen_to_be_broken() {
+    let mut text = "---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\n".repeat(MAX_MISTAKES);
+    assert!(!parse(text.as_bytes()).is_broken());
+    text.push_str("---\nkind: [\n");
+    let parsed = parse(text.as_bytes());
+    assert!(parsed.is_broken());
+    assert_eq!(parsed.mistakes.len(), MAX_MISTAKES);
+}

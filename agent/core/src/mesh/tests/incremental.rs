@@ -95,3 +95,16 @@ fn other_options_reach_identities_names_and_policies() {
     state.apply([Change::Remove(ObjectRef::new(Kind::ConfigMap, "istio-system", "culvert"))]);
     assert_eq!(&*pod(&state.snapshot(), "cart-1").identity.trust_domain, "cluster.local");
 }
+
+#[test]
+fn what_is_staged_shows_only_when_it_is_published() {
+    let mut state = Mesh::new();
+    for object in objects(SHOP) {
+        state.stage([object]);
+        assert_eq!((state.snapshot().version(), state.snapshot().workloads().len()), (0, 0));
+    }
+    let published = state.publish();
+    assert_eq!(published.version(), 1);
+    let at_once = mesh(SHOP).snapshot();
+    assert_eq!(published.workloads().len(), at_once.workloads().len());
+}
