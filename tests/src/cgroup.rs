@@ -76,6 +76,36 @@ pub fn mount_point() -> Result<PathBuf> {
     bail!("no cgroup2 is mounted: mount -t cgroup2 none /sys/fs/cgroup")
 }
 
+/// One of version 1's hierarchies, beside cgroup2 on many machines.
+#[derive(Debug)]
+pub(crate) struct Hierarchy {
+    /// Where it is mounted.
+    pub(crate) mount: PathBuf,
+    /// What it is mounted with: its controllers, or its name.
+    pub(crate) options: String,
+    /// This process's cgroup in it.
+    pub(crate) own: PathBuf,
+}
+
+/// All of them that are mounted.
+pub(crate) fn hierarchies() -> Vec<Hierarchy> {
+    let mine = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
+    // `4:memory:/path`; version 2 is `0::/path`.
+    let all = mine.lines().filter_map(|line| {
+        let (_, rest) = line.split_once(':')?;
+        let (options, path) = rest.split_once(':').filter(|(options, _)| !options.is_empty())?;
+        let mount = mounts.lines().find_map(|mount| {
+            let [_, mount, kind, has, ..] = *mount.split(' ').collect::<Vec<_>>() else { return None };
+            let wanted = options.split(',').all(|option| has.split(',').any(|one| one == option));
+            (kind == "cgroup" && wanted).then(|| PathBuf::from(mount))
+        })?;
+        let own = mount.join(path.trim_start_matches('/'));
+        Some(Hierarchy { mount, options: options.to_owned(), own })
+    });
+    all.collect()
+}
+
 /// Moves this process below `own`; returns where it was.
 pub(crate) fn move_to_own(own: &Path) -> Result<PathBuf> {
     let mine = fs::read_to_string("/proc/self/cgroup").context("cannot read /proc/self/cgroup")?;

@@ -1,4 +1,5 @@
-//! A real Kubernetes control plane: etcd, kube-apiserver and, where it is wanted, kube-controller-manager.
+//! A real Kubernetes control plane: etcd, kube-apiserver and, where they are wanted, kube-controller-manager,
+//! kube-scheduler and whole nodes.
 //!
 //! RBAC is on, tokens are bound and signed by a key of ours, every request is in the audit log. Each control plane has
 //! its own ports, files and certificates, and is gone when it is dropped or when its process ends, however that ends.
@@ -11,8 +12,12 @@ mod api;
 mod audit;
 mod cluster;
 mod forwarder;
+mod image;
+mod machine;
+mod node;
 mod pki;
 mod programs;
+mod services;
 mod tokens;
 
 use std::fs;
@@ -33,7 +38,11 @@ use crate::scope::Scope;
 pub use api::Answer;
 pub use audit::Request;
 pub use forwarder::Forwarder;
+pub use image::Image;
+pub use machine::Machine;
+pub use node::{BUSYBOX, KubeNode, container};
 pub use programs::Programs;
+pub use services::{DNS_ADDRESS, Services};
 
 use pki::Pki;
 
@@ -52,6 +61,7 @@ const STOP: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub struct ControlPlane {
     // Stopped in this order.
+    scheduler: Option<Process>,
     controller_manager: Option<Process>,
     apiserver: Mutex<Option<Process>>,
     _etcd: Process,
@@ -68,6 +78,7 @@ struct Ports {
     etcd_peers: u16,
     apiserver: u16,
     controller_manager: u16,
+    scheduler: u16,
 }
 
 impl ControlPlane {
@@ -105,6 +116,7 @@ impl ControlPlane {
         fs::write(directory.join("flags"), apiserver_flags.join("\n"))?;
         let etcd = start_etcd(&programs, &directory, ports)?;
         let started = Self {
+            scheduler: None,
             controller_manager: None,
             apiserver: Mutex::new(None),
             _etcd: etcd,
@@ -144,6 +156,11 @@ impl ControlPlane {
     /// The administrator's kubeconfig.
     pub fn kubeconfig(&self) -> PathBuf {
         self.pki.kubeconfig("admin")
+    }
+
+    /// The certificate of its CA.
+    pub fn ca(&self) -> PathBuf {
+        self.pki.path("ca.crt")
     }
 
     /// Where this control plane keeps its files: a test may put its own there.
@@ -274,6 +291,27 @@ impl ControlPlane {
         self.await_default_account("default").with_context(|| end_of(&log))
     }
 
+    /// Starts kube-scheduler: without it only pods that name their node run.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_scheduler(&mut self) -> Result<()> {
+        let kubeconfig = self.pki.client("scheduler", "/CN=system:kube-scheduler")?;
+        let mut command = Command::new(self.programs.path("kube-scheduler")?);
+        command
+            .arg(flag("kubeconfig", &kubeconfig))
+            .arg(flag("authentication-kubeconfig", &kubeconfig))
+            .arg(flag("authorization-kubeconfig", &kubeconfig))
+            .args(["--bind-address=127.0.0.1", "--leader-elect=false"])
+            .arg(format!("--secure-port={}", self.ports.scheduler));
+        if self.programs.lacks_endpoint_slices() {
+            command.arg("--port=0");
+        }
+        let log = self.directory.join("kube-scheduler.log");
+        self.scheduler = Some(Process::spawn_server("kube-scheduler", command, &log)?);
+        Ok(())
+    }
+
     fn audit_log(&self) -> PathBuf {
         self.directory.join("audit.log")
     }
@@ -281,7 +319,7 @@ impl ControlPlane {
 
 impl Drop for ControlPlane {
     fn drop(&mut self) {
-        if let Some(mut process) = self.controller_manager.take() {
+        for mut process in self.scheduler.take().into_iter().chain(self.controller_manager.take()) {
             let _ = process.kill();
         }
         let _ = self.kill_apiserver();
@@ -304,7 +342,13 @@ impl Ports {
             }
             bail!("no port between {} and {} is free", RANGE.start, RANGE.end)
         };
-        Ok(Self { etcd: free()?, etcd_peers: free()?, apiserver: free()?, controller_manager: free()? })
+        Ok(Self {
+            etcd: free()?,
+            etcd_peers: free()?,
+            apiserver: free()?,
+            controller_manager: free()?,
+            scheduler: free()?,
+        })
     }
 }
 

@@ -158,6 +158,9 @@ fn collect(is_gone: impl Fn(u32) -> bool) {
         cgroup::kill(&path);
         cgroup::remove_tree(&path);
     }
+    for path in cgroup::hierarchies().iter().flat_map(|hierarchy| named(&hierarchy.own)) {
+        cgroup::remove_tree(&path);
+    }
     for path in named(&std::env::temp_dir()).into_iter().chain(named(Path::new(BPFFS))) {
         let _ = fs::remove_dir_all(path);
     }

@@ -4,6 +4,7 @@ mod apt;
 mod bench;
 mod crds;
 mod demo;
+mod e2e;
 mod ebpf;
 mod fuzz;
 mod kernels;
@@ -38,6 +39,8 @@ enum Task {
     Demo(demo::Demo),
     /// Measure direct traffic against Culvert, interleaved (root)
     Bench(bench::Bench),
+    /// Install Culvert on real Kubernetes nodes and walk it through its life (root)
+    E2e(e2e::EndToEnd),
     /// Boot other kernels under QEMU and enrol pods on each
     Kernels(kernels::Kernels),
     /// Write what is generated in deploy/: the CRDs and the chart's schema of values
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Task::Test { arguments } => test::run_all(&arguments),
         Task::Demo(options) => demo::show(&options),
         Task::Bench(options) => bench::measure(&options),
+        Task::E2e(options) => e2e::prove(&options),
         Task::Kernels(options) => kernels::boot_all(&options),
         Task::Crds => crds::write(),
         Task::Fuzz(options) => fuzz::run_targets(&options),

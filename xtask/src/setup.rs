@@ -5,6 +5,7 @@
 //! Kubernetes, which is built from Debian's sources.
 
 mod kubernetes;
+mod node;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,6 +15,7 @@ use anyhow::{Context, Result, bail};
 use nix::unistd::Uid;
 
 use crate::run::{run_quietly, target, which};
+pub(crate) use node::node_packages;
 
 const BPF_LINKER: &str = "0.13.0";
 /// The package of the Python package index that holds Envoy's own build, and nothing else.
@@ -29,6 +31,10 @@ pub(crate) enum Part {
     Ebpf,
     /// An API server with its etcd, its controllers and kubectl: those of `KUBEBUILDER_ASSETS`, else ours.
     Kubernetes,
+    /// A kubelet and a scheduler.
+    Kubelet,
+    /// containerd, runc, CNI plugins and busybox.
+    NodePackages,
     /// Envoy, which the suites prove that the tunnel interoperates with.
     Envoy,
     /// A program on the path, and the package that has it.
@@ -48,13 +54,23 @@ pub(crate) const TOPOLOGY: &[Part] = &[
 /// What the tests want besides: an independent peer, an independent TLS, and Kubernetes.
 pub(crate) const TESTS: &[Part] = &[Part::Envoy, Part::Program("openssl", "openssl"), Part::Kubernetes];
 
+/// What Kubernetes nodes are made of.
+pub(crate) const NODES: &[Part] = &[
+    Part::Kubernetes,
+    Part::Kubelet,
+    Part::NodePackages,
+    Part::Program("openssl", "openssl"),
+    Part::Program("nsenter", "util-linux"),
+    Part::Program("dnsmasq", "dnsmasq-base"),
+];
+
 /// What the fuzz targets are built with: libFuzzer is C++.
 pub(crate) const FUZZ: &[Part] = &[Part::C, Part::Program("c++", "g++")];
 
 /// What the benchmark measures with.
 pub(crate) const BENCH: &[Part] = &[Part::Program("iperf3", "iperf3")];
 
-/// Installs all parts of all tasks but those of `kernels`, which are large.
+/// Installs all parts of all tasks but those of `kernels` and `e2e`, which are large.
 pub(crate) fn everything() -> Result<()> {
     install(TOPOLOGY)?;
     install(TESTS)?;
@@ -79,6 +95,12 @@ pub(crate) fn install(parts: &[Part]) -> Result<()> {
     if parts.contains(&Part::Kubernetes) && !kubernetes::are_there(kubernetes::SERVER) {
         kubernetes::build(kubernetes::SERVER)?;
     }
+    if parts.contains(&Part::Kubelet) && !kubernetes::are_there(kubernetes::NODE) {
+        kubernetes::build(kubernetes::NODE)?;
+    }
+    if parts.contains(&Part::NodePackages) && !node::are_there() {
+        node::unpack()?;
+    }
     if parts.contains(&Part::Envoy) && !envoy().is_file() {
         fetch_envoy()?;
     }
@@ -98,7 +120,9 @@ impl Part {
             Self::C => unless(which("cc").is_some(), "gcc").into_iter().chain(libc_headers()).collect(),
             // What its build is driven by.
             Self::Kubernetes if kubernetes::are_there(kubernetes::SERVER) => Vec::new(),
-            Self::Kubernetes => [("make", "make"), ("rsync", "rsync")]
+            Self::Kubelet if kubernetes::are_there(kubernetes::NODE) => Vec::new(),
+            Self::NodePackages => Vec::new(),
+            Self::Kubernetes | Self::Kubelet => [("make", "make"), ("rsync", "rsync")]
                 .into_iter()
                 .filter_map(|(program, package)| unless(which(program).is_some(), package))
                 .collect(),

@@ -1,6 +1,7 @@
 //! Requests to the API server: by curl where a test wants one answer, by kubectl where it does what a user does.
 
-use std::path::Path;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -33,7 +34,33 @@ impl Answer {
     }
 }
 
+/// The administrator's way to the API server, for threads of their own.
+#[derive(Debug, Clone)]
+pub(super) struct Administrator {
+    server: SocketAddr,
+    /// The CA's certificate, the administrator's, and its key.
+    files: [PathBuf; 3],
+}
+
+impl Administrator {
+    pub(super) fn get(&self, path: &str) -> Result<Value> {
+        self.request("GET", path, None)?.success()
+    }
+
+    pub(super) fn request(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Answer> {
+        let [ca, certificate, key] = &self.files;
+        let mut curl = curl(self.server, ca, method, path, body);
+        curl.arg("--cert").arg(certificate).arg("--key").arg(key);
+        answer(curl)
+    }
+}
+
 impl ControlPlane {
+    pub(super) fn administrator(&self) -> Administrator {
+        let files = ["ca.crt", "admin.crt", "admin.key"].map(|name| self.pki.path(name));
+        Administrator { server: self.address(), files }
+    }
+
     /// `GET` as administrator.
     ///
     /// # Errors
@@ -47,10 +74,7 @@ impl ControlPlane {
     /// # Errors
     /// When nobody answers.
     pub fn request(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Answer> {
-        let (certificate, key) = (self.pki.path("admin.crt"), self.pki.path("admin.key"));
-        let mut curl = self.curl(method, path, body);
-        curl.arg("--cert").arg(certificate).arg("--key").arg(key);
-        answer(curl)
+        self.administrator().request(method, path, body)
     }
 
     /// A request with a bearer token and no certificate.
@@ -58,7 +82,7 @@ impl ControlPlane {
     /// # Errors
     /// When nobody answers.
     pub fn request_with_token(&self, token: &str, method: &str, path: &str, body: Option<&Value>) -> Result<Answer> {
-        let mut curl = self.curl(method, path, body);
+        let mut curl = curl(self.address(), &self.ca(), method, path, body);
         curl.arg("--oauth2-bearer").arg(token);
         answer(curl)
     }
@@ -125,18 +149,18 @@ impl ControlPlane {
         command.arg("--cache-dir").arg(self.directory().join("kubectl-cache")).env("HOME", self.directory());
         Ok(command)
     }
+}
 
-    fn curl(&self, method: &str, path: &str, body: Option<&Value>) -> Command {
-        let mut command = Command::new("curl");
-        command.args(["--silent", "--show-error", "--max-time", "30", "--write-out", "\n%{http_code}"]);
-        command.args(["--request", method]).arg("--cacert").arg(self.pki.path("ca.crt"));
-        if let Some(body) = body {
-            let kind = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
-            command.args(["--header", &format!("Content-Type: {kind}"), "--data-binary", &body.to_string()]);
-        }
-        command.arg(format!("https://{}{path}", self.address()));
-        command
+fn curl(server: SocketAddr, ca: &Path, method: &str, path: &str, body: Option<&Value>) -> Command {
+    let mut command = Command::new("curl");
+    command.args(["--silent", "--show-error", "--max-time", "30", "--write-out", "\n%{http_code}"]);
+    command.args(["--request", method]).arg("--cacert").arg(ca);
+    if let Some(body) = body {
+        let kind = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
+        command.args(["--header", &format!("Content-Type: {kind}"), "--data-binary", &body.to_string()]);
     }
+    command.arg(format!("https://{server}{path}"));
+    command
 }
 
 fn answer(mut curl: Command) -> Result<Answer> {

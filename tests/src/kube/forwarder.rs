@@ -1,9 +1,9 @@
 //! The API server as seen from another network namespace, and a wire to it that can be cut.
 
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use tokio::io::copy_bidirectional;
@@ -18,7 +18,12 @@ use crate::process::Place;
 pub struct Forwarder {
     state: watch::Sender<State>,
     accepted: Arc<AtomicUsize>,
+    servers: Servers,
 }
+
+/// Where connections are carried to, in turn.
+#[derive(Debug, Clone, Default)]
+struct Servers(Arc<(Mutex<Vec<SocketAddr>>, AtomicUsize)>);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -43,20 +48,36 @@ impl Forwarder {
     /// # Errors
     /// When `listen` cannot be bound.
     pub fn start(place: &Place, listen: SocketAddr, server: SocketAddr) -> Result<Self> {
+        let here = Place::netns(Path::new("/proc/self/ns/net"));
+        let started = Self::between(place, listen, &here)?;
+        started.lead_to(vec![server]);
+        Ok(started)
+    }
+
+    /// From `listen` in one place to servers that are dialled from another; nowhere until [`Forwarder::lead_to`].
+    ///
+    /// # Errors
+    /// When `listen` cannot be bound.
+    pub fn between(place: &Place, listen: SocketAddr, from: &Place) -> Result<Self> {
         let listener = place.run(|| TcpListener::bind(listen))?.with_context(|| format!("cannot bind {listen}"))?;
         listener.set_nonblocking(true)?;
         let (sender, state) = watch::channel(State::Through);
-        let accepted = Arc::new(AtomicUsize::new(0));
-        let count = accepted.clone();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        thread::spawn(move || {
+        let (accepted, servers) = (Arc::new(AtomicUsize::new(0)), Servers::default());
+        let (count, lead) = (accepted.clone(), servers.clone());
+        from.spawn(move || {
+            let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
             runtime.block_on(async {
                 if let Ok(listener) = tokio::net::TcpListener::from_std(listener) {
-                    serve(&listener, server, state, &count).await;
+                    serve(&listener, &lead, state, &count).await;
                 }
             });
         });
-        Ok(Self { state: sender, accepted })
+        Ok(Self { state: sender, accepted, servers })
+    }
+
+    /// Carries connections from now on to these, in turn; with none, they are reset.
+    pub fn lead_to(&self, servers: Vec<SocketAddr>) {
+        *self.servers.0.0.lock().unwrap_or_else(PoisonError::into_inner) = servers;
     }
 
     /// Resets every connection, and each new one at once, until [`Forwarder::restore`].
@@ -81,6 +102,14 @@ impl Forwarder {
     }
 }
 
+impl Servers {
+    fn next(&self) -> Option<SocketAddr> {
+        let servers = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = self.0.1.fetch_add(1, Ordering::Relaxed);
+        servers.get(turn.checked_rem(servers.len())?).copied()
+    }
+}
+
 impl Drop for Forwarder {
     fn drop(&mut self) {
         self.state.send_replace(State::Ended);
@@ -89,7 +118,7 @@ impl Drop for Forwarder {
 
 async fn serve(
     listener: &tokio::net::TcpListener,
-    server: SocketAddr,
+    servers: &Servers,
     mut state: watch::Receiver<State>,
     accepted: &AtomicUsize,
 ) {
@@ -105,11 +134,10 @@ async fn serve(
         accepted.fetch_add(1, Ordering::Relaxed);
         // A version of its own: whatever changes from here on ends this connection.
         let mut changes = state.clone();
-        if *changes.borrow_and_update() != State::Through {
-            reset(&client);
-            continue;
+        match servers.next().filter(|_| *changes.borrow_and_update() == State::Through) {
+            Some(server) => drop(tokio::spawn(carry(client, server, changes))),
+            None => reset(&client),
         }
-        tokio::spawn(carry(client, server, changes));
     }
 }
 

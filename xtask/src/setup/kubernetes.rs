@@ -20,6 +20,8 @@ const GO: &str = "1.19";
 const PACKAGED: [&str; 2] = ["etcd", "kubectl"];
 /// What the suites start.
 pub(super) const SERVER: &[&str] = &["kube-apiserver", "kube-controller-manager"];
+/// What a node wants besides.
+pub(super) const NODE: &[&str] = &["kubelet", "kube-scheduler"];
 
 /// Whether all of these are there, ours or those of `$KUBEBUILDER_ASSETS`.
 pub(super) fn are_there(programs: &[&str]) -> bool {
