@@ -4,11 +4,13 @@ mod analyze;
 mod certificates;
 mod completions;
 mod connections;
+mod install;
 mod log_level;
 mod policies;
 mod redirection;
 mod services;
 mod simulate;
+mod uninstall;
 mod version;
 mod workloads;
 
@@ -44,6 +46,12 @@ pub(crate) enum Command {
     LogLevel(log_level::LogLevel),
     /// Say what is wrong with the objects of a directory.
     Analyze,
+    /// Install Culvert in a cluster, or change how it is installed.
+    Install(install::Install),
+    /// Bring an installation to this version, with the values it has.
+    Upgrade(install::Upgrade),
+    /// Take every pod out of the mesh, and Culvert out of the cluster.
+    Uninstall(uninstall::Uninstall),
     /// Print the version.
     Version,
     /// Print a completion script for a shell.
@@ -77,6 +85,9 @@ impl Command {
             Self::Connections => connections::run(options),
             Self::LogLevel(command) => command.run(options),
             Self::Analyze => analyze::run(options),
+            Self::Install(command) => command.run(),
+            Self::Upgrade(command) => command.run(),
+            Self::Uninstall(command) => command.run(),
             Self::Version => version::run(options),
             Self::Completions(command) => command.run(),
         }

@@ -4,10 +4,13 @@
 //! read as the agent does; decisions come from `culvert-core`, the engine of the data path. One file a command.
 
 mod admin;
+mod chart;
+mod cluster;
 mod commands;
 mod directory;
 mod dump;
 mod output;
+mod rollout;
 mod table;
 
 use std::path::PathBuf;

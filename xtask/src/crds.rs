@@ -8,5 +8,8 @@ use anyhow::Result;
 use crate::run::{cargo, run};
 
 pub(crate) fn write() -> Result<()> {
-    run(cargo().args(["test", "--quiet", "--package", "culvert-api", "--test", "crds"]).env("CULVERT_BLESS", "1"))
+    // As all of the workspace is built, or the Kubernetes crates would be built again with fewer features.
+    let tests = ["test", "--quiet", "--workspace"];
+    run(cargo().args(tests).args(["--test", "crds"]).env("CULVERT_BLESS", "1"))?;
+    run(cargo().args(tests).args(["--bin", "culvertctl", "the_charts_schema"]).env("CULVERT_BLESS", "1"))
 }

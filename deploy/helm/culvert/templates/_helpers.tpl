@@ -1,0 +1,29 @@
+{{/* Labels of every object. culvertctl finds what it has installed by the first. */}}
+{{- define "culvert.labels" -}}
+app.kubernetes.io/part-of: culvert
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+{{- end -}}
+
+{{- define "culvert.image" -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end -}}
+
+{{- define "culvert.pull" -}}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+{{- end -}}
+
+{{/* A token that only the CA accepts, and the roots by which the CA is known. */}}
+{{- define "culvert.identityVolumes" -}}
+- name: istio-token
+  projected:
+    sources:
+      - serviceAccountToken:
+          audience: istio-ca
+          expirationSeconds: 43200
+          path: istio-token
+- name: istio-ca-root-cert
+  configMap:
+    name: istio-ca-root-cert
+    # Written by the controller, which may come after the agents.
+    optional: true
+{{- end -}}
