@@ -6,7 +6,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use culvert_tests::kube::container;
 use culvert_tests::{Capture, eventually};
-use serde_json::Value;
 
 use super::install::{NAMESPACE, ready};
 use super::world::{LIMIT, OUTSIDE, PORT, SECRET, SHOP, World, is_ready, must, pod};
@@ -188,7 +187,7 @@ fn await_redirection(world: &World, namespace: &str, name: &str, enabled: bool) 
     let what = format!("{namespace}/{name} to be {} the mesh", if enabled { "in" } else { "out of" });
     eventually(LIMIT, &what, || {
         let annotation = &world.pod(namespace, name).ok()?["metadata"]["annotations"][REDIRECTION];
-        (enabled == (*annotation == Value::from("enabled"))).then_some(())
+        (enabled == (annotation.as_str() == Some("enabled"))).then_some(())
     })
 }
 
