@@ -104,6 +104,20 @@ fn generated_crds_are_served_and_check_what_they_are_given() {
 }
 
 #[test]
+fn many_objects_are_written_at_once() {
+    let cluster = ControlPlane::shared();
+    cluster.namespace("many").unwrap();
+    let path = "/api/v1/namespaces/many/configmaps";
+    let map = |n: usize| json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": format!("map-{n}") } });
+    let requests: Vec<_> = (0..300).map(|n| ("POST", path.to_owned(), map(n))).collect();
+    cluster.request_many(&requests).unwrap();
+    let found = cluster.get(path).unwrap().success().unwrap();
+    assert!(found["items"].as_array().unwrap().len() >= 300);
+    let again = cluster.request_many(&requests[..2]).unwrap_err().to_string();
+    assert!(again.contains("0 of 2") && again.contains("409"), "{again}");
+}
+
+#[test]
 fn the_audit_log_tells_who_asked_for_what() {
     let cluster = ControlPlane::shared();
     cluster.namespace("audited").unwrap();

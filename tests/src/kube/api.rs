@@ -77,6 +77,43 @@ impl ControlPlane {
         self.administrator().request(method, path, body)
     }
 
+    /// Sends many requests with a body as administrator, several at a time: `(method, path, body)`.
+    ///
+    /// # Errors
+    /// When one is refused, with the number of those.
+    pub fn request_many(&self, requests: &[(&str, String, Value)]) -> Result<()> {
+        let [ca, certificate, key] = self.administrator().files;
+        let quoted = |text: &str| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
+        let mut config = String::new();
+        for (method, path, body) in requests {
+            for (option, value) in [
+                ("url", format!("https://{}{path}", self.address())),
+                ("request", (*method).to_owned()),
+                ("header", format!("Content-Type: {}", content_type(method))),
+                ("data-binary", body.to_string()),
+                ("cacert", ca.display().to_string()),
+                ("cert", certificate.display().to_string()),
+                ("key", key.display().to_string()),
+                ("output", "/dev/null".to_owned()),
+                ("write-out", "%{http_code}\\n".to_owned()),
+            ] {
+                config += &format!("{option} = {}\n", quoted(&value));
+            }
+            config += "next\n";
+        }
+        let file = self.directory().join("requests");
+        std::fs::write(&file, config.trim_end_matches("next\n"))?;
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--show-error", "--parallel", "--parallel-max", "16", "--config"]).arg(&file);
+        let output = curl.output().context("cannot run curl: apt-get install curl")?;
+        std::fs::remove_file(file)?;
+        let answers = String::from_utf8_lossy(&output.stdout);
+        let good = answers.lines().filter(|status| status.starts_with('2')).count();
+        let other = answers.lines().find(|status| !status.starts_with('2')).unwrap_or("none");
+        ensure!(good == requests.len(), "{good} of {} requests succeeded; another status: {other}", requests.len());
+        Ok(())
+    }
+
     /// A request with a bearer token and no certificate.
     ///
     /// # Errors
@@ -156,11 +193,15 @@ fn curl(server: SocketAddr, ca: &Path, method: &str, path: &str, body: Option<&V
     command.args(["--silent", "--show-error", "--max-time", "30", "--write-out", "\n%{http_code}"]);
     command.args(["--request", method]).arg("--cacert").arg(ca);
     if let Some(body) = body {
-        let kind = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
-        command.args(["--header", &format!("Content-Type: {kind}"), "--data-binary", &body.to_string()]);
+        let header = format!("Content-Type: {}", content_type(method));
+        command.args(["--header", &header, "--data-binary", &body.to_string()]);
     }
     command.arg(format!("https://{server}{path}"));
     command
+}
+
+fn content_type(method: &str) -> &'static str {
+    if method == "PATCH" { "application/merge-patch+json" } else { "application/json" }
 }
 
 fn answer(mut curl: Command) -> Result<Answer> {
