@@ -42,6 +42,10 @@ path    node/n1 -> node/n2
 check   node/n2 allows: allowed by AuthorizationPolicy shop/cart-callers, rule
         0: from[0].source.principals[0] = "cluster.local/ns/shop/sa/front"
         (source.principal), to[0].operation.ports[0] = "8080" (destination.port)
+dry run node/n2 would allow: with istio-system/no-batch enforced: allowed by
+        AuthorizationPolicy shop/cart-callers, rule 0:
+        from[0].source.principals[0] = "cluster.local/ns/shop/sa/front"
+        (source.principal), to[0].operation.ports[0] = "8080" (destination.port)
 "#);
 }
 
@@ -64,6 +68,15 @@ status 0
       "policy": "shop/cart-callers",
       "rule": 0,
       "reason": "allowed by AuthorizationPolicy shop/cart-callers, rule 0: from[0].source.principals[0] = \"cluster.local/ns/shop/sa/front\" (source.principal), to[0].operation.ports[0] = \"8080\" (destination.port)"
+    },
+    {
+      "at": "node/n2",
+      "layer": "l4",
+      "decision": "allow",
+      "policy": "istio-system/no-batch",
+      "rule": null,
+      "reason": "with istio-system/no-batch enforced: allowed by AuthorizationPolicy shop/cart-callers, rule 0: from[0].source.principals[0] = \"cluster.local/ns/shop/sa/front\" (source.principal), to[0].operation.ports[0] = \"8080\" (destination.port)",
+      "dry_run": true
     }
   ],
   "route": null
@@ -99,6 +112,9 @@ shop/front-1 -> cart-1:9090: denied, over HBONE
 path    node/n1 -> node/n2
 check   node/n2 denies: ALLOW policies apply, and none of them matches:
         shop/cart-callers, rule 0: to[0].operation.ports does not include 9090
+dry run node/n2 would deny: with istio-system/no-batch enforced: ALLOW policies
+        apply, and none of them matches: shop/cart-callers, rule 0:
+        to[0].operation.ports does not include 9090
 "#);
     insta::assert_snapshot!(ctl("simulate --config-dir mesh --from plain/stray --to cart.shop:80"), @r#"
 status 2
@@ -107,6 +123,9 @@ plain/stray -> cart.shop:80: denied, in plaintext
 path    node/n2
 check   node/n2 denies: PeerAuthentication shop/strict requires mTLS on port
         8080, and the call came in plaintext
+dry run node/n2 would deny: with istio-system/no-batch enforced:
+        PeerAuthentication shop/strict requires mTLS on port 8080, and the call
+        came in plaintext
 "#);
 }
 
@@ -125,7 +144,7 @@ fn errors_are_one_line_with_the_next_step() {
     insta::assert_snapshot!(ctl("simulate --from a/b --to c:80").err, @"culvertctl: simulate reads a directory of YAML: give --config-dir DIR");
     insta::assert_snapshot!(ctl("simulate --config-dir mesh --from shop/fornt --to cart:80").err, @"culvertctl: no pod shop/fornt in the configuration: there are shop/cart-1, shop/front-1");
     insta::assert_snapshot!(ctl("simulate --config-dir nowhere --from a/b --to c:80").err, @"culvertctl: --config-dir nowhere: No such file or directory (os error 2)");
-    insta::assert_snapshot!(ctl("simulate --config-dir faulty --from a/b --to c:80").err, @r#"culvertctl: faulty/b.yaml:1:7: unclosed bracket \'[\'"#);
+    insta::assert_snapshot!(ctl("simulate --config-dir faulty --from a/b --to c:80").err, @r#"culvertctl: faulty/b.yaml:1:7: unclosed bracket '['"#);
     insta::assert_snapshot!(ctl("workloads --admin http://127.0.0.1:1").err, @"culvertctl: no agent at 127.0.0.1:1; is culvert node running here? --admin URL names another, --config-dir DIR none: Connection refused (os error 111)");
 }
 
@@ -187,7 +206,7 @@ fn an_analysis_names_every_mistake_and_its_place() {
 status 2
 error    faulty/a.yaml:9:14: AuthorizationPolicy shop/p: unknown field
          spec.rules[0].from[0].sorce: it has no effect
-error    faulty/b.yaml:1:7: unclosed bracket \'[\'
+error    faulty/b.yaml:1:7: unclosed bracket '['
 error    AuthorizationPolicy shop/p: spec.rules[0].from[0].source.principals[0]:
          "spiffe://cluster.local/ns/a/sa/b" must be written without spiffe://:
          here it denies what it seems to mean

@@ -26,6 +26,8 @@ const MAX_NODES: usize = 500_000;
 const MAX_DEPTH: usize = 32;
 /// The most values that aliases of one document stand for.
 const MAX_ALIASED: usize = 20_000;
+/// The most characters of a file that a message repeats.
+const MAX_MESSAGE: usize = 600;
 /// The most mistakes reported of one file.
 const MAX_MISTAKES: usize = 100;
 
@@ -140,7 +142,7 @@ impl Reader<'_> {
     }
 
     fn report(&mut self, place: Place, gravity: Gravity, message: impl Into<String>) {
-        let mistake = Mistake { place, gravity, message: message.into() };
+        let mistake = Mistake { place, gravity, message: one_line(&message.into()) };
         if self.mistakes.len() < MAX_MISTAKES {
             self.mistakes.push(mistake);
         } else if gravity == Gravity::Broken && !is_broken(&self.mistakes) {
@@ -224,11 +226,11 @@ impl Document<'_> {
         let line = location.map_or(1, |location| location.line().max(1));
         let place = Place { line: line + self.lines_before, column: location.map_or(1, |l| l.column().max(1)) };
         let message = DefaultMessageFormatter.format_message(error);
-        let message: String = message.lines().next().unwrap_or_default().chars().take(300).collect();
+        let message = one_line(message.lines().next().unwrap_or_default());
         let text = self.text.lines().nth(usize::try_from(line - 1).unwrap_or(usize::MAX)).unwrap_or_default();
         let indentation = &text[..text.len() - text.trim_start().len()];
         let cure = if indentation.contains('\t') { ": indent with spaces, YAML does not allow tabs" } else { "" };
-        Mistake { place, gravity: Gravity::Broken, message: format!("{}{cure}", message.escape_debug()) }
+        Mistake { place, gravity: Gravity::Broken, message: format!("{message}{cure}") }
     }
 
     /// Hands the objects of this document to `reader`.
@@ -291,6 +293,16 @@ impl Document<'_> {
         let location = node.referenced;
         Place { line: location.line().max(1) + self.lines_before, column: location.column().max(1) }
     }
+}
+
+/// What may hold pieces of the file, as one line that says what is there: quotes as they are, the invisible escaped.
+fn one_line(text: &str) -> String {
+    let visible = |c: char| {
+        let is_visible = matches!(c, '\'' | '"' | '\\') || c.escape_debug().len() == 1;
+        let escaped = (!is_visible).then(|| c.escape_debug());
+        escaped.into_iter().flatten().chain(is_visible.then_some(c))
+    };
+    text.chars().take(MAX_MESSAGE).flat_map(visible).collect()
 }
 
 /// `Pod shop/cart: `, as far as it can be told.

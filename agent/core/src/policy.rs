@@ -164,14 +164,25 @@ pub struct Decision {
 
 /// Decides `call` to `workload` by everything in `snapshot` that applies to it.
 pub fn authorize(snapshot: &Snapshot, workload: &Workload, call: &Call<'_>) -> Decision {
+    decide(settings(snapshot), &snapshot.peer_authentication_for(workload), &snapshot.policies_for(workload), call)
+}
+
+/// Decides as [`authorize`] would if the dry-run policy `trial` were enforced too.
+pub fn authorize_with(snapshot: &Snapshot, workload: &Workload, call: &Call<'_>, trial: &DryRun) -> Decision {
+    let enforced = AuthorizationPolicy { dry_run: false, ..AuthorizationPolicy::clone(&trial.policy) };
+    let mut policies: Vec<_> = snapshot.policies_for(workload).into_iter().collect();
+    policies.retain(|policy| policy.name != enforced.name);
+    policies.push(Arc::new(enforced));
+    decide(settings(snapshot), &snapshot.peer_authentication_for(workload), &policies, call)
+}
+
+fn settings(snapshot: &Snapshot) -> Settings<'_> {
     let options = snapshot.options();
-    let settings = Settings {
+    Settings {
         trust_domain: &options.trust_domain,
         aliases: &options.trust_domain_aliases,
         unsupported_deny: options.l4_unsupported_deny,
-    };
-    let policies = snapshot.policies_for(workload);
-    decide(settings, &snapshot.peer_authentication_for(workload), &policies, call)
+    }
 }
 
 /// What a dry-run policy would have said.

@@ -20,7 +20,7 @@ use crate::address::OriginalDst;
 use crate::hbone::Authority;
 use crate::identity::Identity;
 use crate::mesh::Snapshot;
-use crate::policy::{self, Call};
+use crate::policy::{self, Call, Decision, DryRun};
 use crate::route::outbound::{Hop, Outbound, Upstream, outbound};
 use crate::service::Resolution;
 use crate::workload::{Protocol, Workload};
@@ -92,6 +92,9 @@ pub struct Check {
     pub rule: Option<usize>,
     /// Why, in one line.
     pub reason: String,
+    /// What a policy on trial (`istio.io/dry-run`) would change: the answer if it were enforced. It decides nothing.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
 }
 
 /// What a check looks at.
@@ -300,17 +303,32 @@ fn at_the_end(snapshot: &Snapshot, arrival: Arrival) -> Report {
         if !decision.allowed {
             report.outcome = Outcome::Denied;
         }
-        report.checks.push(Check {
-            at: node(&workload),
-            layer: Layer::L4,
-            decision: if decision.allowed { Verdict::Allow } else { Verdict::Deny },
-            policy: decision.reason.policy().map(ToString::to_string),
-            rule: decision.reason.rule(),
-            reason: decision.reason.to_string(),
-        });
+        report.checks.push(asked(&workload, &decision, None));
+        for trial in &decision.dry_run {
+            let enforced = policy::authorize_with(snapshot, &workload, &call, trial);
+            report.checks.push(asked(&workload, &enforced, Some(trial)));
+        }
     }
     report.path = path;
     report
+}
+
+/// What the node of `workload` answers; with `trial`, what it would if that policy were enforced.
+fn asked(workload: &Workload, decision: &Decision, trial: Option<&DryRun>) -> Check {
+    let (policy, rule) = match trial {
+        Some(trial) => (Some(&trial.policy.name), trial.rule),
+        None => (decision.reason.policy(), decision.reason.rule()),
+    };
+    let enforced = trial.map(|trial| format!("with {} enforced: ", trial.policy.name));
+    Check {
+        at: node(workload),
+        layer: Layer::L4,
+        decision: if decision.allowed { Verdict::Allow } else { Verdict::Deny },
+        policy: policy.map(ToString::to_string),
+        rule,
+        reason: format!("{}{}", enforced.unwrap_or_default(), decision.reason),
+        dry_run: trial.is_some(),
+    }
 }
 
 /// Whether the node of `workload` asks before it lets a call in.
@@ -336,7 +354,15 @@ fn unroutable(caller: &Caller, reason: String) -> Report {
         Caller::Workload(workload) => node(workload),
         Caller::Outside(address) => address.to_string(),
     };
-    let check = Check { at: at.clone(), layer: Layer::L4, decision: Verdict::Deny, policy: None, rule: None, reason };
+    let check = Check {
+        at: at.clone(),
+        layer: Layer::L4,
+        decision: Verdict::Deny,
+        policy: None,
+        rule: None,
+        reason,
+        dry_run: false,
+    };
     Report { outcome: Outcome::Unroutable, transport: None, path: vec![at], checks: vec![check], route: None }
 }
 

@@ -68,11 +68,14 @@ fn render(request: &Request, report: &Report) -> String {
     let path = if report.path.is_empty() { "no proxy".to_owned() } else { report.path.join(" -> ") };
     text.push_str(&paragraph("path    ", &path));
     for check in &report.checks {
-        let verdict = match check.decision {
-            Verdict::Allow => "allows",
-            Verdict::Deny => "denies",
+        let verdict = match (check.decision, check.dry_run) {
+            (Verdict::Allow, false) => "allows",
+            (Verdict::Deny, false) => "denies",
+            (Verdict::Allow, true) => "would allow",
+            (Verdict::Deny, true) => "would deny",
         };
-        text.push_str(&paragraph("check   ", &format!("{} {verdict}: {}", check.at, check.reason)));
+        let heading = if check.dry_run { "dry run " } else { "check   " };
+        text.push_str(&paragraph(heading, &format!("{} {verdict}: {}", check.at, check.reason)));
     }
     if report.checks.is_empty() {
         text.push_str("check   none: no node of the mesh guards the destination\n");

@@ -101,7 +101,8 @@ impl Call {
         let forecast = mesh.foretell(name, &self.to.to_string())?;
         let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
         let outcome = text(&forecast["outcome"]);
-        let check = forecast["checks"].as_array().and_then(|checks| checks.last());
+        let enforced = |check: &&Value| check["dry_run"] != true;
+        let check = forecast["checks"].as_array().and_then(|checks| checks.iter().rfind(enforced));
         let reason = check.map(|check| text(&check["reason"])).unwrap_or_default();
         println!("      simulate    {outcome} over {}: {reason}", text(&forecast["transport"]));
         ensure!((outcome == "allowed") == answered, "culvertctl simulate and the data path disagree: {forecast}");

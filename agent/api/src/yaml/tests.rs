@@ -64,6 +64,25 @@ fn a_tab_is_refused_with_the_cure() {
 }
 
 #[test]
+fn a_mistake_is_one_clean_line_that_tells_its_place() {
+    for (text, place, says) in [
+        ("a: [1", "1:4: ", "unclosed bracket '['"),
+        ("a: 'it", "1:4: ", "unclosed quote"),
+        (
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {\"node\\nname\": \"x\\ty\"}\n",
+            "4:",
+            "spec.node\\nname",
+        ),
+        ("apiVersion: v1\nkind: \"P\\u001b[31m'd\"\nmetadata: {name: a}\n", "2:7: ", "P\\u{1b}[31m'd of v1"),
+    ] {
+        let parsed = parse(text.as_bytes());
+        let said = parsed.mistakes[0].to_string();
+        assert!(said.starts_with(place) && said.contains(says), "{text:?}: {said}");
+        assert!(!said.contains(char::is_control) && !said.contains("\\'"), "{said:?}");
+    }
+}
+
+#[test]
 fn a_file_over_the_limit_is_refused_in_one_line() {
     let parsed = parse(&vec![b'#'; 10 << 20]);
     assert_eq!(places(&parsed), [(Gravity::Broken, 1, 1)]);

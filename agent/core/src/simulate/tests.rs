@@ -168,6 +168,32 @@ fn plaintext_is_denied_by_the_server_that_is_strict() {
 }
 
 #[test]
+fn a_policy_on_trial_says_what_it_would_change_and_changes_nothing() {
+    let trial = |action: &str, who: &str| {
+        format!(
+            "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: trial, namespace: \
+             shop, annotations: {{istio.io/dry-run: \"true\"}}}}\nspec: {{action: {action}, rules: [{{from: [{{source: \
+             {{serviceAccounts: [{who}]}}}}]}}]}}\n"
+        )
+    };
+    let of = |action, who| ask(&[MESH, FRONT_ONLY, &trial(action, who)], "shop/front", "cart:80").unwrap();
+    let report = of("DENY", "front");
+    let [enforced, tried] = report.checks.as_slice() else { panic!("{report:?}") };
+    assert_eq!((report.outcome, enforced.decision, enforced.dry_run), (Outcome::Allowed, Verdict::Allow, false));
+    assert_eq!((tried.decision, tried.policy.as_deref(), tried.rule), (Verdict::Deny, Some("shop/trial"), Some(0)));
+    assert!(tried.dry_run && tried.reason.starts_with("with shop/trial enforced: denied by"), "{tried:?}");
+    assert!(json(&report).contains("\"dry_run\": true"));
+    // The rule does not match, or another policy decides: the answer stays as it is.
+    for (action, who, rule) in [("DENY", "other", None), ("ALLOW", "other", None), ("ALLOW", "front", Some(0))] {
+        let tried = of(action, who).checks.pop().unwrap();
+        assert_eq!((tried.decision, tried.rule), (Verdict::Allow, rule), "{action} {who}");
+    }
+    // The first ALLOW policy of a workload denies whatever it does not match.
+    let alone = ask(&[MESH, &trial("ALLOW", "other")], "shop/front", "cart:80").unwrap();
+    assert_eq!((alone.outcome, alone.checks[1].decision), (Outcome::Allowed, Verdict::Deny));
+}
+
+#[test]
 fn a_denial_names_the_nearest_policy() {
     let report = ask(&[MESH, FRONT_ONLY], "shop/front", "cart-1:9090").unwrap();
     assert_eq!(report.outcome, Outcome::Denied);

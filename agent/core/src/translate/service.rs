@@ -58,7 +58,8 @@ pub(crate) fn translate(
     })
 }
 
-/// The cluster IPs. Addresses of a load balancer and `externalIPs` are not among them.
+/// The cluster IPs. Addresses of a load balancer and `externalIPs` are not among them, as in Istio: they are dialled
+/// from outside, and from inside lead where the network takes them.
 fn vips(spec: &ServiceSpec, findings: &mut Findings<'_>) -> Vec<IpNet> {
     let mut vips: Vec<IpNet> = Vec::new();
     let mut add = |field: String, text: &str| match text.parse::<std::net::IpAddr>() {
