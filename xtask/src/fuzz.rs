@@ -49,6 +49,10 @@ pub(crate) fn run_targets(options: &Fuzz) -> Result<()> {
             .args(["-timeout=5", "-rss_limit_mb=2048", "-print_final_stats=1", "-verbosity=0"])
             .arg(format!("-artifact_prefix={}/", artifacts.display()))
             .arg(&corpus);
+        let dictionary = directory.join("dictionaries").join(name);
+        if dictionary.is_file() {
+            fuzz.arg(format!("-dict={}", dictionary.display()));
+        }
         let seeds = directory.join("seeds").join(name);
         if seeds.is_dir() {
             fuzz.arg(seeds);
