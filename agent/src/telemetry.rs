@@ -9,12 +9,14 @@
 //! | `labels`, `series` | the label sets of Istio's L4 metrics, and the counters behind them |
 //! | `access_log` | one line for each closed connection, written off the data path |
 //! | [`logging`] | the log, its format, its level at runtime |
+//! | `peer_lines` | a bound on the lines that strangers cause |
 
 mod access_log;
 pub mod connection;
 mod labels;
 mod line;
 pub mod logging;
+mod peer_lines;
 mod registry;
 mod samples;
 mod series;
@@ -26,5 +28,6 @@ pub use access_log::AccessLog;
 pub use connection::{
     ConnectionInfo, ConnectionRecord, Direction, HboneTarget, Outcome, ResponseFlags, SecurityPolicy,
 };
+pub use peer_lines::PeerLine;
 pub use registry::{ProxyCounts, SocketGuard, Telemetry};
 pub use samples::{Kind, Sample};

@@ -41,6 +41,12 @@ impl Workers {
         Ok(Self(Arc::new(Inner { handles, next: AtomicUsize::new(0), _running: running })))
     }
 
+    /// One worker: the runtime that calls. For tests, whose clock it then shares.
+    #[cfg(test)]
+    pub(crate) fn here() -> Self {
+        Self(Arc::new(Inner { handles: vec![Handle::current()], next: AtomicUsize::new(0), _running: Vec::new() }))
+    }
+
     /// How many there are.
     pub fn count(&self) -> usize {
         self.0.handles.len()

@@ -1,5 +1,7 @@
 //! Tunnels over real loopback sockets: ours with ours, and ours with the `h2` crate as an independent peer.
 
+mod vanished;
+
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -134,6 +136,13 @@ async fn dial(certificate: &Arc<WorkloadCertificate>, server: SocketAddr) -> (Ha
 
 /// One application connection through `tunnel` to `target`: the application's end of it.
 async fn through(tunnel: &Handle, account: &Account, target: SocketAddr) -> TcpStream {
+    let (app, open) = connection(account, target).await;
+    assert!(tunnel.open(open).is_ok());
+    app
+}
+
+/// An application connection that asks for `target`: the application's end of it, and ours.
+async fn connection(account: &Account, target: SocketAddr) -> (TcpStream, Box<Open>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let app = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (ours, _) = listener.accept().await.unwrap();
@@ -143,8 +152,7 @@ async fn through(tunnel: &Handle, account: &Account, target: SocketAddr) -> TcpS
         flow: account.flow(),
         attempts: 0,
     };
-    assert!(tunnel.open(Box::new(open)).is_ok());
-    app
+    (app, Box::new(open))
 }
 
 async fn echo_server() -> SocketAddr {
@@ -169,8 +177,12 @@ async fn settled(account: &Account) {
 }
 
 fn run<F: Future<Output = ()>>(test: F) {
+    run_within(LIMIT, test);
+}
+
+fn run_within<F: Future<Output = ()>>(limit: Duration, test: F) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async { tokio::time::timeout(LIMIT, test).await }).unwrap_or_else(|_| panic!("the test hangs"));
+    runtime.block_on(async { tokio::time::timeout(limit, test).await }).unwrap_or_else(|_| panic!("the test hangs"));
 }
 
 #[test]

@@ -9,6 +9,8 @@ use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::sync::watch;
 
+use crate::telemetry::PeerLine;
+
 /// How long to wait when the process is out of descriptors or memory: accepting again at once would only spin.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
@@ -43,7 +45,9 @@ pub(super) async fn accept(listener: TcpListener, mut stop: watch::Receiver<bool
                 match listener.try_io(Interest::READABLE, || accept_one(&SockRef::from(&listener))) {
                     Ok(incoming) => serve(incoming),
                     Err(error) if is_exhausted(&error) => {
-                        tracing::warn!(%error, "connections wait: the agent is out of resources; raise its limits");
+                        if PeerLine::Exhausted.may_be_written() {
+                            tracing::warn!(%error, "connections wait: the agent is out of resources; raise its limits");
+                        }
                         tokio::time::sleep(EXHAUSTED_PAUSE).await;
                     }
                     // Nothing there after all, or the client left before it was accepted.

@@ -1,5 +1,6 @@
 //! Tunnels that peers open to the pod.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -18,12 +19,14 @@ use crate::hbone::client::start_connect;
 use crate::hbone::server::{self, Peer};
 use crate::hbone::tunnel::abort;
 use crate::hbone::tunnel::{Accept, Accepted, TunnelError};
-use crate::telemetry::{ConnectionInfo, Direction, HboneTarget, Outcome, ResponseFlags, SecurityPolicy};
+use crate::telemetry::{ConnectionInfo, Direction, HboneTarget, Outcome, PeerLine, ResponseFlags, SecurityPolicy};
 
 /// Takes a peer's connection through its handshake and serves the tunnel.
 pub(super) fn serve(pod: &Arc<Pod>, incoming: Incoming) {
     let Some(certificate) = pod.certificate.current() else {
-        tracing::warn!(workload = %pod.workload, peer = %incoming.remote, "tunnel refused: the pod has no certificate yet");
+        if PeerLine::TunnelRefused.may_be_written() {
+            tracing::warn!(workload = %pod.workload, peer = %incoming.remote, "tunnel refused: the pod has no certificate yet");
+        }
         return;
     };
     let from = incoming.remote.ip();
@@ -31,6 +34,7 @@ pub(super) fn serve(pod: &Arc<Pod>, incoming: Incoming) {
         (Ok(handshaking), Ok(place)) => (handshaking, place),
         (Err(full), _) | (_, Err(full)) => {
             abort(&incoming.socket);
+            PeerLine::TunnelFull.happened();
             if full.is_news() {
                 tracing::warn!(workload = %pod.workload, peer = %incoming.remote, "tunnel refused: {full}");
             }
@@ -56,10 +60,16 @@ pub(super) fn serve(pod: &Arc<Pod>, incoming: Incoming) {
                     Err(error @ (TunnelError::Io(_) | TunnelError::Closed)) => {
                         tracing::debug!(peer = %remote, %error, "tunnel ended");
                     }
-                    Err(error) => tracing::warn!(workload = %pod.workload, peer = %remote, "tunnel ended: {error}"),
+                    Err(error) if PeerLine::TunnelEnded.may_be_written() => {
+                        tracing::warn!(workload = %pod.workload, peer = %remote, "tunnel ended: {error}");
+                    }
+                    Err(_) => {}
                 }
             }
-            Err(error) => tracing::warn!(workload = %pod.workload, peer = %remote, "tunnel refused: {error}"),
+            Err(error) if PeerLine::TunnelRefused.may_be_written() => {
+                tracing::warn!(workload = %pod.workload, peer = %remote, "tunnel refused: {error}");
+            }
+            Err(_) => {}
         }
         drop(place);
     });
@@ -78,27 +88,28 @@ impl Accept for Judge {
         let destination = match request.target() {
             Ok(Authority::Ip(addr)) => addr,
             Ok(Authority::Host(host, _)) => {
-                tracing::warn!(peer = %self.remote, "stream refused: {host} is not an address of this pod");
-                return Accepted::Refuse(503);
+                return self.refuse(503, format_args!("{host} is not an address of this pod"));
             }
-            Err(error) => {
-                tracing::warn!(peer = %self.remote, "stream refused: {error}");
-                return Accepted::Refuse(400);
-            }
+            Err(error) => return self.refuse(400, format_args!("{error}")),
         };
         if destination.ip() != self.local.ip() {
-            tracing::warn!(peer = %self.remote, "stream refused: {destination} is not {}, which was dialled", self.local.ip());
-            return Accepted::Refuse(400);
+            return self.refuse(400, format_args!("{destination} is not {}, which was dialled", self.local.ip()));
         }
         if is_own_port(destination) {
-            tracing::warn!(peer = %self.remote, "stream refused: {destination} is the proxy's own port");
-            return Accepted::Refuse(503);
+            return self.refuse(503, format_args!("{destination} is the proxy's own port"));
         }
         self.admit(request, destination)
     }
 }
 
 impl Judge {
+    fn refuse(&self, status: u16, why: fmt::Arguments<'_>) -> Accepted {
+        if PeerLine::StreamRefused.may_be_written() {
+            tracing::warn!(peer = %self.remote, "stream refused: {why}");
+        }
+        Accepted::Refuse(status)
+    }
+
     fn admit(&self, request: &Request, destination: SocketAddr) -> Accepted {
         let pod = &self.pod;
         let Some((snapshot, workload)) = pod.look() else { return Accepted::Refuse(503) };

@@ -22,7 +22,7 @@ use crate::hbone::client::Pool;
 use crate::hbone::tunnel::Handle;
 use crate::identity::{CertificateHandle, CertificateStore};
 use crate::redirect::PodNetns;
-use crate::telemetry::{ConnectionRecord, Direction, Telemetry};
+use crate::telemetry::{ConnectionRecord, Direction, PeerLine, Telemetry};
 use crate::workers::Workers;
 
 /// What every pod's proxies share: the mesh, the certificates, the workers.
@@ -143,7 +143,7 @@ impl Pod {
     /// Decides an inbound call, and says what policies on trial would have.
     pub(super) fn judge(&self, snapshot: &Snapshot, workload: &Workload, call: &Call<'_>) -> Decision {
         let decision = authorize(snapshot, workload, call);
-        for trial in &decision.dry_run {
+        for trial in decision.dry_run.iter().filter(|_| PeerLine::DryRun.may_be_written()) {
             let AuthorizationPolicy { name, action, .. } = &*trial.policy;
             tracing::info!(
                 policy = %name, ?action, rule = trial.rule, source = %call.source_ip, destination = %call.destination,

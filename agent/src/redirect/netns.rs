@@ -120,6 +120,12 @@ impl PodNetns {
         Self { netns, addresses: addresses.into_iter().collect() }
     }
 
+    /// This thread's own, as if it were a pod's: for tests.
+    #[cfg(test)]
+    pub(crate) fn current() -> Self {
+        Self::new(Netns::current().unwrap_or_else(|error| panic!("{error}")), [])
+    }
+
     pub(super) fn netns(&self) -> &Netns {
         &self.netns
     }

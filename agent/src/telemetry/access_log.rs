@@ -3,7 +3,8 @@
 //! was known about it.
 //!
 //! Lines are made and written by a thread of their own. The data path hands over the record it has anyway, and never
-//! waits: when the thread cannot keep up, lines are dropped, and counted.
+//! waits: when the thread cannot keep up, lines are dropped, and counted. Of the connections that policy denies only so
+//! many a second have a line: a peer must not fill the disk.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -18,9 +19,10 @@ use culvert_core::identity::Identity;
 use culvert_core::workload::Workload;
 use tracing::Level;
 
-use super::connection::{ConnectionInfo, Direction, Open, SecurityPolicy};
+use super::connection::{ConnectionInfo, Direction, Open, ResponseFlags, SecurityPolicy};
 use super::line::Line;
 use super::logging::LogFormat;
+use super::peer_lines::Limit;
 
 /// Records that wait to be written; each is a pointer here and about 300 bytes elsewhere.
 const QUEUE: usize = 4096;
@@ -43,6 +45,7 @@ struct Queue {
     sender: SyncSender<Message>,
     enabled: fn(Level) -> bool,
     dropped: Arc<AtomicU64>,
+    denied: Limit,
 }
 
 enum Message {
@@ -96,7 +99,7 @@ impl AccessLog {
             .stack_size(256 << 10)
             .spawn(move || write_all(&receiver, format, writer, &of_writer));
         match spawned {
-            Ok(_) => Self(Some(Arc::new(Queue { sender, enabled, dropped }))),
+            Ok(_) => Self(Some(Arc::new(Queue { sender, enabled, dropped, denied: Limit::new("connection denied") }))),
             Err(error) => {
                 tracing::error!(%error, "no access log: its thread cannot be started; raise the limit of threads");
                 Self(None)
@@ -123,6 +126,10 @@ impl AccessLog {
     }
 
     pub(super) fn closed(&self, record: Box<Open>) {
+        let is_denied = record.info.direction == Direction::Inbound && record.outcome.flags == ResponseFlags::Denied;
+        if is_denied && self.0.as_ref().is_some_and(|queue| !queue.denied.admit()) {
+            return;
+        }
         self.hand_over(level_of(&record), || Message::Closed(SystemTime::now(), record));
     }
 

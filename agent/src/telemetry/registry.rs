@@ -14,6 +14,7 @@ use prometheus_client::registry::Registry;
 
 use super::access_log::AccessLog;
 use super::connection::{ConnectionInfo, ConnectionRecord, Direction};
+use super::peer_lines::PeerLine;
 use super::samples::{Kind, Sample, SampleCollector};
 use super::series::{SeriesCollector, SeriesTable};
 
@@ -71,6 +72,12 @@ impl Telemetry {
         registry.register_collector(Box::new(SeriesCollector(series.clone())));
 
         registry.register_collector(Box::new(Dropped(log.clone())));
+        registry.register_collector(Box::new(SampleCollector {
+            name: "culvert_peer_events",
+            help: "What peers did that is worth a line of the log, whether it was written or left out",
+            kind: Kind::Counter,
+            read: PeerLine::samples,
+        }));
 
         let sockets = Family::<SocketLabels, Gauge>::default();
         let by_direction = [Direction::Outbound, Direction::Inbound]

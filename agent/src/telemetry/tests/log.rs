@@ -205,3 +205,24 @@ fn times_are_rfc_3339() {
         assert_eq!(text, format!("{expected}\tinfo\tt\tm\n"));
     }
 }
+
+#[test]
+fn a_flood_of_denied_connections_is_counted_whole_and_written_in_part() {
+    let denied = || Outcome::failed(ResponseFlags::Denied, "no");
+    let mut counted = String::new();
+    let lines = written(LogFormat::Text, not_debug, |telemetry| {
+        for _ in 0..500 {
+            telemetry.connection(info(Direction::Inbound)).close(denied());
+        }
+        // Its own pods' misfortunes are not a peer's to cause.
+        telemetry.connection(info(Direction::Outbound)).close(denied());
+        counted = telemetry.encode().unwrap();
+    });
+    let of = |direction: &str| lines.iter().filter(|line| line.contains(direction)).count();
+    // A slow machine may see a second pass.
+    assert!((1..=60).contains(&of("inbound")), "{} lines", of("inbound"));
+    assert_eq!(of("outbound"), 1);
+    let failed =
+        counted.lines().find(|line| line.contains("connections_failed_total") && line.contains("\"destination\""));
+    assert!(failed.is_some_and(|line| line.ends_with(" 500")), "{failed:?}");
+}

@@ -90,6 +90,7 @@ fn names_and_labels_are_istios() {
         "istio_tcp_sent_bytes counter",
         "culvert_metrics_series_folded counter",
         "culvert_access_log_dropped_lines counter",
+        "culvert_peer_events counter",
     ];
     assert_eq!(types, expected);
     assert!(text.ends_with("# EOF\n"));
