@@ -26,6 +26,7 @@ pub mod options;
 pub mod policy;
 pub mod route;
 pub mod service;
+mod sharded;
 pub mod simulate;
 pub mod translate;
 pub mod waypoint;

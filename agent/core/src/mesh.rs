@@ -31,6 +31,7 @@ use self::workloads::{WorkloadIndexes, WorkloadState, workload_entry_uid};
 use crate::enrolment::EnrolmentRules;
 use crate::options::{self, MeshOptions};
 use crate::service::ServiceKey;
+use crate::sharded::ShardedMap;
 use crate::translate::facts::{ServiceEntryFacts, WaypointFacts, WorkloadSource};
 use crate::translate::{self, Finding, Findings, Interner};
 use crate::waypoint::Waypoint;
@@ -55,7 +56,7 @@ pub struct Mesh {
     interner: Interner,
     namespaces: Namespaces,
     nodes: HashMap<Arc<str>, Arc<Locality>>,
-    workloads: HashMap<WorkloadUid, WorkloadState>,
+    workloads: ShardedMap<WorkloadUid, WorkloadState>,
     indexes: WorkloadIndexes,
     services: ServiceStore,
     gateways: HashMap<NamespacedName, WaypointFacts>,
@@ -346,7 +347,7 @@ impl Mesh {
         for (name, facts) in old.namespaces.into_facts() {
             self.set_namespace(name, Some(facts));
         }
-        for facts in old.workloads.into_values().filter_map(|state| state.facts) {
+        for facts in old.workloads.into_iter().filter_map(|(_, state)| state.facts) {
             if matches!(facts.source, WorkloadSource::Pod(_) | WorkloadSource::WorkloadEntry { .. }) {
                 self.set_workload(facts.uid(&self.current.options.cluster), Some(*facts));
             }

@@ -15,6 +15,7 @@ use super::{Endpoint, Mesh};
 use crate::service::{
     LoadBalancing, LocalityMode, LocalityScope, Resolution, Service, ServiceKey, ServicePort, TargetPort,
 };
+use crate::sharded::ShardedMap;
 use crate::translate::facts::{
     ServiceEntryFacts, ServiceFacts, SliceFacts, TrafficDistribution, WorkloadFacts, WorkloadSource,
 };
@@ -24,15 +25,15 @@ use crate::workload::{Health, WorkloadUid};
 #[derive(Debug, Default)]
 pub(super) struct ServiceStore {
     /// What claims a key, the preferred first: two ServiceEntries of a namespace may name one host.
-    claims: HashMap<ServiceKey, SmallVec<[Arc<ServiceFacts>; 1]>>,
+    claims: ShardedMap<ServiceKey, SmallVec<[Arc<ServiceFacts>; 1]>>,
     /// What an object claims.
-    pub(super) objects: HashMap<ObjectRef, ServiceObject>,
+    pub(super) objects: ShardedMap<ObjectRef, ServiceObject>,
     /// EndpointSlices by the Service that they belong to and their own name.
-    slices: HashMap<ServiceKey, BTreeMap<Arc<str>, SliceState>>,
+    slices: ShardedMap<ServiceKey, BTreeMap<Arc<str>, SliceState>>,
     /// The key that a slice is kept under.
-    pub(super) slice_objects: HashMap<ObjectRef, (ServiceKey, Arc<SliceFacts>)>,
+    pub(super) slice_objects: ShardedMap<ObjectRef, (ServiceKey, Arc<SliceFacts>)>,
     /// The services whose ServiceEntry or slices name a workload, once for each time that they do.
-    naming: HashMap<WorkloadUid, SmallVec<[ServiceKey; 1]>>,
+    naming: ShardedMap<WorkloadUid, SmallVec<[ServiceKey; 1]>>,
 }
 
 /// A Service or ServiceEntry, and what was made of it.
@@ -52,7 +53,7 @@ struct SliceState {
 
 impl ServiceStore {
     fn name(&mut self, uid: &WorkloadUid, key: &ServiceKey) {
-        self.naming.entry(uid.clone()).or_default().push(key.clone());
+        self.naming.or_default(uid.clone()).push(key.clone());
     }
 
     fn unname(&mut self, uid: &WorkloadUid, key: &ServiceKey) {
@@ -117,7 +118,7 @@ impl Mesh {
     }
 
     fn claim(&mut self, key: &ServiceKey, facts: &Arc<ServiceFacts>) {
-        let claims = self.services.claims.entry(key.clone()).or_default();
+        let claims = self.services.claims.or_default(key.clone());
         let at = claims.partition_point(|known| claim_precedence(known) < claim_precedence(facts));
         claims.insert(at, facts.clone());
         let namespace = self.namespace(&key.namespace);
@@ -149,12 +150,14 @@ impl Mesh {
         if let (Some((_, known)), Some(facts)) = (&old, &facts)
             && **known == *facts
         {
-            self.services.slice_objects.extend(old.map(|old| (object, old)));
+            if let Some(old) = old {
+                self.services.slice_objects.insert(object, old);
+            }
             return;
         }
         let mut gone: Vec<WorkloadUid> = Vec::new();
         if let Some((key, _)) = old {
-            let slices = self.services.slices.entry(key.clone()).or_default();
+            let slices = self.services.slices.or_default(key.clone());
             let state = slices.remove(&object.name);
             if slices.is_empty() {
                 // Whether there are slices at all decides whether the selector counts.
@@ -185,7 +188,7 @@ impl Mesh {
         }
         gone.retain(|uid| !members.contains_key(uid));
         self.drop_slice_workloads(&object, gone);
-        let slices = self.services.slices.entry(key.clone()).or_default();
+        let slices = self.services.slices.or_default(key.clone());
         if slices.is_empty() {
             self.dirty.services.insert(key.clone());
         }

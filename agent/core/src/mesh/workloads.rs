@@ -68,7 +68,7 @@ impl Mesh {
         let state = match self.workloads.get_mut(&uid) {
             Some(state) => state,
             None if facts.is_none() => return,
-            None => self.workloads.entry(uid.clone()).or_default(),
+            None => self.workloads.or_default(uid.clone()),
         };
         if state.facts.as_deref() == facts.as_ref() {
             return;
@@ -107,7 +107,8 @@ impl Mesh {
 
     /// Works out what readers see of a workload, and which services have to be told.
     pub(super) fn rebuild_workload(&mut self, uid: &WorkloadUid, facts_changed: bool) {
-        let Some(mut state) = self.workloads.remove(uid) else { return };
+        // Taken out of its place and put back: it is worked on beside the rest of the mesh.
+        let Some(mut state) = self.workloads.get_mut(uid).map(std::mem::take) else { return };
         let built = state.facts.as_deref().map(|facts| self.build(uid, facts));
         let same = built.as_ref() == state.built.as_deref();
         if !same {
@@ -129,7 +130,9 @@ impl Mesh {
                 }
             }
         }
-        self.workloads.insert(uid.clone(), state);
+        if let Some(place) = self.workloads.get_mut(uid) {
+            *place = state;
+        }
     }
 
     fn build(&mut self, uid: &WorkloadUid, facts: &WorkloadFacts) -> Workload {

@@ -6,6 +6,7 @@ use std::hash::Hash;
 use std::sync::Arc;
 
 use crate::identity::Identity;
+use crate::sharded::Sharded;
 use crate::workload::{Labels, Locality};
 
 /// Keeps values that are in use, so that equal ones are shared.
@@ -27,17 +28,11 @@ impl Interner {
     pub(crate) fn labels(&mut self, labels: Option<&BTreeMap<String, String>>) -> Arc<Labels> {
         let labels: Labels =
             labels.into_iter().flatten().map(|(key, value)| (self.string(key), self.string(value))).collect();
-        match self.labels.known.get(&labels) {
-            Some(known) => known.clone(),
-            None => self.labels.keep(Arc::new(labels)),
-        }
+        self.labels.own(labels)
     }
 
     pub(crate) fn locality(&mut self, locality: Locality) -> Arc<Locality> {
-        match self.localities.known.get(&locality) {
-            Some(known) => known.clone(),
-            None => self.localities.keep(Arc::new(locality)),
-        }
+        self.localities.own(locality)
     }
 
     pub(crate) fn ports(&mut self, ports: &[(Arc<str>, u16)]) -> Arc<[(Arc<str>, u16)]> {
@@ -49,23 +44,34 @@ impl Interner {
     }
 
     pub(crate) fn identity(&mut self, identity: Identity) -> Arc<Identity> {
-        match self.identities.known.get(&identity) {
-            Some(known) => known.clone(),
-            None => self.identities.keep(Arc::new(identity)),
-        }
+        self.identities.own(identity)
     }
 }
 
+/// Values of one type, in shards: each lets go on its own of what is no longer in use, so that no change has to wait
+/// until all have been looked at.
 #[derive(Debug)]
-struct Pool<T: ?Sized> {
+struct Pool<T: ?Sized>(Sharded<Shard<T>>);
+
+#[derive(Debug)]
+struct Shard<T: ?Sized> {
     known: HashSet<Arc<T>>,
     /// The size at which those no longer in use are let go.
     sweep_at: usize,
 }
 
+/// The size at which a shard is first looked through.
+const FIRST_SWEEP: usize = 32;
+
 impl<T: ?Sized> Default for Pool<T> {
     fn default() -> Self {
-        Self { known: HashSet::new(), sweep_at: 1024 }
+        Self(Sharded::default())
+    }
+}
+
+impl<T: ?Sized> Default for Shard<T> {
+    fn default() -> Self {
+        Self { known: HashSet::new(), sweep_at: FIRST_SWEEP }
     }
 }
 
@@ -74,16 +80,29 @@ where
     Arc<T>: Borrow<T>,
 {
     fn share(&mut self, value: &T, make: impl FnOnce() -> Arc<T>) -> Arc<T> {
-        match self.known.get(value) {
+        let shard = self.0.shard_mut(value);
+        match shard.known.get(value) {
             Some(known) => known.clone(),
-            None => self.keep(make()),
+            None => shard.keep(make()),
         }
     }
+}
 
+impl<T: Hash + Eq> Pool<T> {
+    fn own(&mut self, value: T) -> Arc<T> {
+        let shard = self.0.shard_mut(&value);
+        match shard.known.get(&value) {
+            Some(known) => known.clone(),
+            None => shard.keep(Arc::new(value)),
+        }
+    }
+}
+
+impl<T: ?Sized + Hash + Eq> Shard<T> {
     fn keep(&mut self, value: Arc<T>) -> Arc<T> {
         if self.known.len() >= self.sweep_at {
             self.known.retain(|known| Arc::strong_count(known) > 1);
-            self.sweep_at = (self.known.len() * 2).max(1024);
+            self.sweep_at = (self.known.len() * 2).max(FIRST_SWEEP);
         }
         self.known.insert(value.clone());
         value
@@ -106,6 +125,8 @@ mod tests {
         for i in 0..100_000 {
             interner.string(&i.to_string());
         }
-        assert!(interner.strings.known.len() <= 1024);
+        let kept: usize = interner.strings.0.shards().map(|shard| shard.known.len()).sum();
+        let shards = interner.strings.0.shards().count();
+        assert!(kept <= shards * FIRST_SWEEP, "{kept} of {shards} shards");
     }
 }

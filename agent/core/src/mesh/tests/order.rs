@@ -65,7 +65,7 @@ fn nothing_is_left_when_every_object_is_gone() {
     }
     let empty = visible(&Mesh::new().snapshot());
     assert_eq!(visible(&state.snapshot()), empty);
-    assert!(state.workloads.is_empty(), "{:?}", state.workloads);
+    assert!(state.workloads.shards().all(HashMap::is_empty), "{:?}", state.workloads);
     assert_eq!(format!("{:?}", state.services), format!("{:?}", ServiceStore::default()));
     assert_eq!(format!("{:?}", state.indexes), format!("{:?}", WorkloadIndexes::default()));
     assert_eq!(format!("{:?}", state.namespaces), format!("{:?}", Namespaces::default()));
