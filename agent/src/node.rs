@@ -112,7 +112,16 @@ impl Node {
             move || programs.counters().into_iter().map(sample).collect(),
         );
         self.certificates.register_metrics(&self.telemetry);
-        tokio::spawn(follow_objects(self.source, mesh, snapshots, loaded, self.certificates.clone(), proxies.clone()));
+        let state = Mesh::new().for_node(&self.config.node_name);
+        tokio::spawn(follow_objects(
+            self.source,
+            state,
+            mesh,
+            snapshots,
+            loaded,
+            self.certificates.clone(),
+            proxies.clone(),
+        ));
         tokio::spawn(follow_trust(self.certificates.clone(), proxies.clone()));
         let context = enrolment::Context {
             redirect: self.redirect,
@@ -142,13 +151,13 @@ impl Node {
 /// Takes in what the source says, and has everyone look at the result once it is whole.
 async fn follow_objects(
     mut source: Directory,
+    mut state: Mesh,
     mesh: Arc<ArcSwap<Snapshot>>,
     snapshots: watch::Sender<Arc<Snapshot>>,
     loaded: watch::Sender<bool>,
     certificates: CertificateStore,
     proxies: Proxies,
 ) {
-    let mut state = Mesh::new();
     while let Some(update) = source.next().await {
         for finding in state.stage(update.changes) {
             tracing::warn!("{finding}");

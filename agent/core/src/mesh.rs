@@ -51,6 +51,8 @@ pub enum Change {
 pub struct Mesh {
     current: Snapshot,
     rules: Arc<EnrolmentRules>,
+    /// The node whose pods are enrolled; `None` for every node.
+    own_node: Option<Arc<str>>,
     /// What readers see; behind `current` while a step is staged.
     published: Arc<Snapshot>,
     interner: Interner,
@@ -88,6 +90,12 @@ impl Mesh {
     /// A mesh without objects, whose pods are enrolled by `rules`.
     pub fn with_rules(rules: EnrolmentRules) -> Self {
         Self { rules: Arc::new(rules), ..Self::default() }
+    }
+
+    /// The same, but only the pods of `node` are listed as enrolled: an agent has no use for those of others, of which
+    /// there are many more.
+    pub fn for_node(self, node: &str) -> Self {
+        Self { own_node: Some(node.into()), ..self }
     }
 
     /// Takes in `changes` as one step, and says what was found in the objects that came.
@@ -141,7 +149,7 @@ impl Mesh {
                 self.set_node(reference.name.clone(), Some(locality));
             }
             Object::Pod(pod) => {
-                let facts = translate::pod::translate(&pod, interner, &mut findings);
+                let facts = translate::pod::translate(&pod, self.own_node.as_deref(), interner, &mut findings);
                 let uid = WorkloadUid::pod(&self.current.options.cluster, &reference.namespace, &reference.name);
                 self.set_workload(uid, facts);
             }
@@ -337,6 +345,7 @@ impl Mesh {
     fn start_over(&mut self, options: MeshOptions) {
         let old = std::mem::take(self);
         self.rules = old.rules;
+        self.own_node = old.own_node;
         self.published = old.published;
         self.current.version = old.current.version;
         self.current.options = Arc::new(options);

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use serde::Serialize;
+use serde::ser::SerializeStruct as _;
 use smallvec::SmallVec;
 
 use crate::identity::Identity;
@@ -71,7 +73,7 @@ impl Default for Created {
 }
 
 /// How a workload is spoken to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Protocol {
     /// Through a tunnel to its port 15008.
@@ -81,7 +83,7 @@ pub enum Protocol {
 }
 
 /// Whose network namespace the workload lives in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum NetworkMode {
     /// Its own.
@@ -100,7 +102,7 @@ pub enum Health {
 }
 
 /// The kind of controller that owns a workload, by which its traffic is labelled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WorkloadType {
     /// A Deployment (through its ReplicaSet).
@@ -136,33 +138,42 @@ pub struct Locality {
     pub subzone: Arc<str>,
 }
 
-/// A workload.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+/// A workload. Reads as if what its template says were its own.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Workload {
     /// The unique name.
     pub uid: WorkloadUid,
     /// The pod's, or entry's, name.
     pub name: Arc<str>,
-    /// Its namespace.
-    pub namespace: Arc<str>,
-    /// Who it is.
-    #[serde(serialize_with = "crate::workload::display")]
-    pub identity: Arc<Identity>,
     /// Every address, the primary one first; empty where only a hostname is known.
     pub addresses: SmallVec<[IpAddr; 2]>,
-    /// The name to resolve where the endpoint is a DNS name rather than an address.
-    pub hostname: Option<Arc<str>>,
     /// The node it runs on; empty for what is not a pod.
     pub node: Arc<str>,
-    /// How it is spoken to.
+    /// Whether it takes traffic.
+    pub health: Health,
+    /// Where it runs.
+    pub locality: Arc<Locality>,
+    /// Everything else.
+    pub template: Arc<Template>,
+}
+
+/// What the workloads of one controller have in common, kept once for all of them: a mesh has many more workloads
+/// than controllers.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Template {
+    /// The namespace.
+    pub namespace: Arc<str>,
+    /// Who they are.
+    pub identity: Arc<Identity>,
+    /// The name to resolve where the endpoint is a DNS name rather than an address.
+    pub hostname: Option<Arc<str>>,
+    /// How they are spoken to.
     pub protocol: Protocol,
     /// Own network namespace, or the node's.
     pub network_mode: NetworkMode,
     /// The waypoint for traffic addressed to the workload itself.
     pub waypoint: Option<WaypointBinding>,
-    /// Whether it takes traffic.
-    pub health: Health,
-    /// Its labels, for selectors.
+    /// Their labels, for selectors.
     pub labels: Arc<Labels>,
     /// The owner's name, `source_workload` in metrics.
     pub workload_name: Arc<str>,
@@ -176,10 +187,44 @@ pub struct Workload {
     pub cluster: Arc<str>,
     /// The network's id; empty for the only one.
     pub network: Arc<str>,
-    /// Where it runs.
-    pub locality: Arc<Locality>,
-    /// Its share of the load relative to its siblings; 1 for a pod.
+    /// The share of the load relative to siblings; 1 for a pod.
     pub capacity: u32,
+}
+
+impl Deref for Workload {
+    type Target = Template;
+
+    fn deref(&self) -> &Template {
+        &self.template
+    }
+}
+
+impl Serialize for Workload {
+    /// One object: what is shared is of no interest outside.
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut fields = serializer.serialize_struct("Workload", 20)?;
+        fields.serialize_field("uid", &self.uid)?;
+        fields.serialize_field("name", &self.name)?;
+        fields.serialize_field("namespace", &self.namespace)?;
+        fields.serialize_field("identity", &self.identity.to_string())?;
+        fields.serialize_field("addresses", &self.addresses)?;
+        fields.serialize_field("hostname", &self.hostname)?;
+        fields.serialize_field("node", &self.node)?;
+        fields.serialize_field("protocol", &self.protocol)?;
+        fields.serialize_field("network_mode", &self.network_mode)?;
+        fields.serialize_field("waypoint", &self.waypoint)?;
+        fields.serialize_field("health", &self.health)?;
+        fields.serialize_field("labels", &self.labels)?;
+        fields.serialize_field("workload_name", &self.workload_name)?;
+        fields.serialize_field("workload_type", &self.workload_type)?;
+        fields.serialize_field("canonical_name", &self.canonical_name)?;
+        fields.serialize_field("canonical_revision", &self.canonical_revision)?;
+        fields.serialize_field("cluster", &self.cluster)?;
+        fields.serialize_field("network", &self.network)?;
+        fields.serialize_field("locality", &self.locality)?;
+        fields.serialize_field("capacity", &self.capacity)?;
+        fields.end()
+    }
 }
 
 impl Workload {
@@ -187,8 +232,4 @@ impl Workload {
     pub fn namespaced_name(&self) -> NamespacedName {
         NamespacedName { namespace: self.namespace.clone(), name: self.name.clone() }
     }
-}
-
-pub(crate) fn display<T: std::fmt::Display, S: serde::Serializer>(value: &T, s: S) -> Result<S::Ok, S::Error> {
-    s.collect_str(value)
 }

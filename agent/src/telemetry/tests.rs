@@ -35,28 +35,30 @@ impl io::Write for Written {
 }
 
 fn workload(name: &str, owner: &str, revision: &str) -> Arc<Workload> {
-    use culvert_core::workload::{Health, NetworkMode, Protocol, WorkloadType, WorkloadUid};
+    use culvert_core::workload::{Health, NetworkMode, Protocol, Template, WorkloadType, WorkloadUid};
     Arc::new(Workload {
         uid: WorkloadUid(format!("Kubernetes//Pod/shop/{name}").into()),
         name: name.into(),
-        namespace: "shop".into(),
-        identity: Arc::new(Identity::new("cluster.local", "shop", owner)),
         addresses: Default::default(),
-        hostname: None,
         node: "n1".into(),
-        protocol: Protocol::Hbone,
-        network_mode: NetworkMode::Standard,
-        waypoint: None,
         health: Health::Healthy,
-        labels: Default::default(),
-        workload_name: owner.into(),
-        workload_type: WorkloadType::Deployment,
-        canonical_name: owner.into(),
-        canonical_revision: revision.into(),
-        cluster: "Kubernetes".into(),
-        network: "".into(),
         locality: Default::default(),
-        capacity: 1,
+        template: Arc::new(Template {
+            namespace: "shop".into(),
+            identity: Arc::new(Identity::new("cluster.local", "shop", owner)),
+            hostname: None,
+            protocol: Protocol::Hbone,
+            network_mode: NetworkMode::Standard,
+            waypoint: None,
+            labels: Default::default(),
+            workload_name: owner.into(),
+            workload_type: WorkloadType::Deployment,
+            canonical_name: owner.into(),
+            canonical_revision: revision.into(),
+            cluster: "Kubernetes".into(),
+            network: "".into(),
+            capacity: 1,
+        }),
     })
 }
 

@@ -13,7 +13,7 @@ use crate::identity::Identity;
 use crate::service::ServiceKey;
 use crate::translate::facts::{NamespaceFacts, PodFacts, WaypointLabel, WorkloadFacts, WorkloadSource};
 use crate::waypoint::WaypointBinding;
-use crate::workload::{NetworkMode, Protocol, Workload, WorkloadUid};
+use crate::workload::{NetworkMode, Protocol, Template, Workload, WorkloadUid};
 
 /// A workload as the writer keeps it.
 #[derive(Debug, Default)]
@@ -154,18 +154,13 @@ impl Mesh {
             WorkloadSource::EndpointSlice { .. } => false,
         };
         let locality = facts.locality.clone().or_else(|| self.nodes.get(&facts.node).cloned());
-        Workload {
-            uid: uid.clone(),
-            name: facts.name.clone(),
+        let template = Template {
             namespace: facts.namespace.clone(),
             identity: self.interner.identity(identity),
-            addresses: facts.addresses.clone(),
             hostname: facts.hostname.clone(),
-            node: facts.node.clone(),
             protocol: if speaks_hbone { Protocol::Hbone } else { Protocol::Tcp },
             network_mode: if facts.host_network { NetworkMode::HostNetwork } else { NetworkMode::Standard },
             waypoint,
-            health: facts.health,
             labels: facts.labels.clone(),
             workload_name: facts.workload_name.clone(),
             workload_type: facts.workload_type,
@@ -173,8 +168,16 @@ impl Mesh {
             canonical_revision: facts.canonical_revision.clone(),
             cluster: options.cluster.clone(),
             network: facts.network.clone().unwrap_or_else(|| options.network.clone()),
-            locality: locality.unwrap_or_else(|| self.interner.locality(Default::default())),
             capacity: facts.capacity,
+        };
+        Workload {
+            uid: uid.clone(),
+            name: facts.name.clone(),
+            addresses: facts.addresses.clone(),
+            node: facts.node.clone(),
+            health: facts.health,
+            locality: locality.unwrap_or_else(|| self.interner.locality(Default::default())),
+            template: self.interner.template(template),
         }
     }
 
@@ -283,6 +286,9 @@ impl Mesh {
 
     fn enrolment(&self, facts: &WorkloadFacts, workload: &Arc<Workload>) -> Option<PodEnrolment> {
         let WorkloadSource::Pod(pod) = &facts.source else { return None };
+        if self.own_node.as_ref().is_some_and(|own| *own != facts.node) {
+            return None;
+        }
         let enrol = self.eligibility(facts, pod).ok()?;
         (!facts.node.is_empty()).then(|| PodEnrolment {
             uid: pod.uid.clone().unwrap_or_else(|| workload.uid.0.clone()),

@@ -7,7 +7,7 @@ use culvert_api::k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use culvert_api::names::label;
 use smallvec::smallvec;
 
-use super::facts::{SliceFacts, WaypointLabel, WorkloadFacts, WorkloadSource};
+use super::facts::{SliceFacts, TemplateFacts, WaypointLabel, WorkloadFacts, WorkloadSource};
 use super::{Findings, Interner, metadata};
 use crate::workload::{Health, Locality, WorkloadType};
 
@@ -64,20 +64,14 @@ fn other(
     let ip = ip.to_canonical();
     let name: Arc<str> = findings.object.name.clone();
     let zone = interner.string(endpoint.zone.as_deref().unwrap_or_default());
-    Some(WorkloadFacts {
+    let template = TemplateFacts {
         source: WorkloadSource::EndpointSlice { suffix: ip.to_string().into() },
         namespace: findings.object.namespace.clone(),
         workload_name: name.clone(),
         canonical_name: name.clone(),
-        name,
-        created: metadata::created(&slice.metadata),
         service_account: interner.string("default"),
-        addresses: smallvec![ip],
         hostname: None,
-        node: interner.string(endpoint.node_name.as_deref().unwrap_or_default()),
         host_network: false,
-        terminating: false,
-        health: if ready { Health::Healthy } else { Health::Unhealthy },
         labels: interner.labels(None),
         workload_type: WorkloadType::Pod,
         canonical_revision: interner.string("latest"),
@@ -86,5 +80,14 @@ fn other(
         capacity: 1,
         waypoint: WaypointLabel::None,
         named_ports: interner.ports(&[]),
+    };
+    Some(WorkloadFacts {
+        name,
+        created: metadata::created(&slice.metadata),
+        addresses: smallvec![ip],
+        node: interner.string(endpoint.node_name.as_deref().unwrap_or_default()),
+        terminating: false,
+        health: if ready { Health::Healthy } else { Health::Unhealthy },
+        template: interner.template_facts(template),
     })
 }

@@ -2,6 +2,7 @@
 //! that a change of options needs no object again.
 
 use std::net::IpAddr;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use culvert_api::ObjectRef;
@@ -23,7 +24,7 @@ pub(crate) struct NamespaceFacts {
 }
 
 /// What the labels of an object say about its waypoint.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) enum WaypointLabel {
     /// Nothing: the namespace decides.
     #[default]
@@ -42,20 +43,34 @@ pub(crate) enum TrafficDistribution {
     PreferSameNode,
 }
 
-/// A workload, whatever it was made from.
+/// A workload, whatever it was made from. Reads as if what its template says were its own.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct WorkloadFacts {
-    pub(crate) source: WorkloadSource,
-    pub(crate) namespace: Arc<str>,
     pub(crate) name: Arc<str>,
     pub(crate) created: Created,
-    pub(crate) service_account: Arc<str>,
     pub(crate) addresses: SmallVec<[IpAddr; 2]>,
-    pub(crate) hostname: Option<Arc<str>>,
     pub(crate) node: Arc<str>,
-    pub(crate) host_network: bool,
     pub(crate) terminating: bool,
     pub(crate) health: Health,
+    pub(crate) template: Arc<TemplateFacts>,
+}
+
+impl Deref for WorkloadFacts {
+    type Target = TemplateFacts;
+
+    fn deref(&self) -> &TemplateFacts {
+        &self.template
+    }
+}
+
+/// What the workloads of one controller have in common, kept once for all of them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct TemplateFacts {
+    pub(crate) source: WorkloadSource,
+    pub(crate) namespace: Arc<str>,
+    pub(crate) service_account: Arc<str>,
+    pub(crate) hostname: Option<Arc<str>>,
+    pub(crate) host_network: bool,
     pub(crate) labels: Arc<Labels>,
     pub(crate) workload_name: Arc<str>,
     pub(crate) workload_type: WorkloadType,
@@ -72,7 +87,7 @@ pub(crate) struct WorkloadFacts {
 }
 
 /// What a workload was made from, and what only such an object says.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum WorkloadSource {
     Pod(PodFacts),
     /// `hbone`: it says that it speaks HBONE.
@@ -90,8 +105,9 @@ pub(crate) enum WorkloadSource {
 }
 
 /// What only a pod says.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct PodFacts {
+    /// `None` for a pod of another node, as `netns`: what is only of use where the pod is enrolled.
     pub(crate) uid: Option<Arc<str>>,
     pub(crate) netns: Option<Arc<str>>,
     /// What it says of its enrolment, beside its labels.

@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, HashSet};
 use std::hash::Hash;
 use std::sync::Arc;
 
+use super::facts::TemplateFacts;
 use crate::identity::Identity;
 use crate::sharded::Sharded;
-use crate::workload::{Labels, Locality};
+use crate::workload::{Labels, Locality, Template};
 
 /// Keeps values that are in use, so that equal ones are shared.
 #[derive(Debug, Default)]
@@ -18,6 +19,8 @@ pub(crate) struct Interner {
     ports: Pool<[(Arc<str>, u16)]>,
     port_maps: Pool<[(u16, u16)]>,
     identities: Pool<Identity>,
+    template_facts: Pool<TemplateFacts>,
+    templates: Pool<Template>,
 }
 
 impl Interner {
@@ -41,6 +44,14 @@ impl Interner {
 
     pub(crate) fn port_map(&mut self, ports: &[(u16, u16)]) -> Arc<[(u16, u16)]> {
         self.port_maps.share(ports, || ports.into())
+    }
+
+    pub(crate) fn template_facts(&mut self, template: TemplateFacts) -> Arc<TemplateFacts> {
+        self.template_facts.own(template)
+    }
+
+    pub(crate) fn template(&mut self, template: Template) -> Arc<Template> {
+        self.templates.own(template)
     }
 
     pub(crate) fn identity(&mut self, identity: Identity) -> Arc<Identity> {

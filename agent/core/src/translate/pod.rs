@@ -8,13 +8,19 @@ use culvert_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use culvert_api::names::{annotation, label};
 use smallvec::SmallVec;
 
-use super::facts::{PodFacts, WorkloadFacts, WorkloadSource};
+use super::facts::{PodFacts, TemplateFacts, WorkloadFacts, WorkloadSource};
 use super::{Findings, Interner, metadata};
 use crate::enrolment::PodTraits;
 use crate::workload::{Health, Labels, WorkloadType};
 
-/// A pod as a workload; `None` while it has no address, and once it has ended.
-pub(crate) fn translate(pod: &Pod, interner: &mut Interner, findings: &mut Findings<'_>) -> Option<WorkloadFacts> {
+/// A pod as a workload; `None` while it has no address, and once it has ended. `own_node` is the node whose pods are
+/// enrolled; `None` for every node.
+pub(crate) fn translate(
+    pod: &Pod,
+    own_node: Option<&str>,
+    interner: &mut Interner,
+    findings: &mut Findings<'_>,
+) -> Option<WorkloadFacts> {
     let (meta, spec, status) = (&pod.metadata, pod.spec.as_ref(), pod.status.as_ref());
     if matches!(status.and_then(|status| status.phase.as_deref()), Some("Succeeded" | "Failed")) {
         return None;
@@ -37,21 +43,18 @@ pub(crate) fn translate(pod: &Pod, interner: &mut Interner, findings: &mut Findi
     let text = |value: Option<&String>, interner: &mut Interner| {
         interner.string(value.map(String::as_str).filter(|text| !text.is_empty()).unwrap_or("default"))
     };
-    Some(WorkloadFacts {
+    let node = interner.string(spec.and_then(|spec| spec.node_name.as_deref()).unwrap_or_default());
+    let is_own = own_node.is_none_or(|own| *own == *node);
+    let template = TemplateFacts {
         source: WorkloadSource::Pod(PodFacts {
-            uid: meta.uid.as_deref().map(Arc::from),
-            netns: metadata::annotation(meta, annotation::NETNS).map(Arc::from),
+            uid: meta.uid.as_deref().filter(|_| is_own).map(Arc::from),
+            netns: metadata::annotation(meta, annotation::NETNS).filter(|_| is_own).map(Arc::from),
             traits: traits(meta, host_network, findings),
             runtime_class: spec.and_then(|spec| spec.runtime_class_name.as_deref()).map(|name| interner.string(name)),
         }),
-        created: metadata::created(meta),
         service_account: text(spec.and_then(|spec| spec.service_account_name.as_ref()), interner),
-        addresses,
         hostname: None,
-        node: interner.string(spec.and_then(|spec| spec.node_name.as_deref()).unwrap_or_default()),
         host_network,
-        terminating,
-        health: if terminating || !is_ready(status) { Health::Unhealthy } else { Health::Healthy },
         workload_name,
         workload_type,
         canonical_name,
@@ -63,7 +66,15 @@ pub(crate) fn translate(pod: &Pod, interner: &mut Interner, findings: &mut Findi
         named_ports: named_ports(spec, interner),
         labels,
         namespace,
+    };
+    Some(WorkloadFacts {
         name,
+        created: metadata::created(meta),
+        addresses,
+        node,
+        terminating,
+        health: if terminating || !is_ready(status) { Health::Unhealthy } else { Health::Healthy },
+        template: interner.template_facts(template),
     })
 }
 

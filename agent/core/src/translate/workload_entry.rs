@@ -7,7 +7,7 @@ use culvert_api::names::{annotation, label};
 use culvert_api::networking::{WorkloadEntry, WorkloadEntrySpec};
 use smallvec::SmallVec;
 
-use super::facts::{WaypointLabel, WorkloadFacts, WorkloadSource};
+use super::facts::{TemplateFacts, WaypointLabel, WorkloadFacts, WorkloadSource};
 use super::{Findings, Interner, metadata, pod};
 use crate::workload::{Created, Health, Locality, WorkloadType};
 
@@ -30,14 +30,15 @@ pub(crate) fn translate(
     for (key, value) in meta.labels.iter().flatten() {
         spec.labels.entry(key.clone()).or_insert_with(|| value.clone());
     }
-    let facts = endpoint(&spec, source, name, "spec", interner, findings)?;
-    Some(WorkloadFacts { created, waypoint, ..facts })
+    let facts = endpoint(&spec, source, waypoint, name, "spec", interner, findings)?;
+    Some(WorkloadFacts { created, ..facts })
 }
 
 /// `spec`, found at `path`, as a workload; `None` where it cannot be reached by TCP.
 pub(crate) fn endpoint(
     spec: &WorkloadEntrySpec,
     source: WorkloadSource,
+    waypoint: WaypointLabel,
     name: Arc<str>,
     path: &str,
     interner: &mut Interner,
@@ -76,18 +77,12 @@ pub(crate) fn endpoint(
     let workload_name = labels.get(label::WORKLOAD_NAME).unwrap_or(&name).clone();
     let (canonical_name, canonical_revision) = pod::canonical(&labels, &workload_name, interner);
     let account = if spec.service_account.is_empty() { "default" } else { &spec.service_account };
-    Some(WorkloadFacts {
+    let template = TemplateFacts {
         source,
         namespace: findings.object.namespace.clone(),
-        name,
-        created: Created::default(),
         service_account: interner.string(account),
-        addresses,
         hostname,
-        node: interner.string(""),
         host_network: false,
-        terminating: false,
-        health: Health::Healthy,
         workload_name,
         workload_type: WorkloadType::Pod,
         canonical_name,
@@ -99,9 +94,18 @@ pub(crate) fn endpoint(
         locality: Some(locality(&spec.locality, interner)),
         // A weight of 0 is unset in protobuf JSON, and so means the default of 1.
         capacity: spec.weight.filter(|weight| *weight != 0).unwrap_or(1),
-        waypoint: WaypointLabel::Unset,
+        waypoint,
         named_ports: interner.ports(&ports),
         labels,
+    };
+    Some(WorkloadFacts {
+        name,
+        created: Created::default(),
+        addresses,
+        node: interner.string(""),
+        terminating: false,
+        health: Health::Healthy,
+        template: interner.template_facts(template),
     })
 }
 

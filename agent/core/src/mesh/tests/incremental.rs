@@ -108,3 +108,17 @@ fn what_is_staged_shows_only_when_it_is_published() {
     let at_once = mesh(SHOP).snapshot();
     assert_eq!(published.workloads().len(), at_once.workloads().len());
 }
+
+#[test]
+fn an_agent_lists_the_enrolled_pods_of_its_own_node_and_knows_all() {
+    let mut elsewhere = Mesh::new().for_node("elsewhere");
+    elsewhere.apply(objects(SHOP));
+    let all = mesh(SHOP).snapshot();
+    let enrolled = all.enrolled_pods_on("n1").next().unwrap();
+    let node = enrolled.workload.node.clone();
+    let mut own = Mesh::new().for_node(&node);
+    own.apply(objects(SHOP));
+    assert_eq!(elsewhere.snapshot().enrolled_pods_on(&node).count(), 0);
+    assert!(own.snapshot().enrolled_pods_on(&node).eq(all.enrolled_pods_on(&node)));
+    assert!(elsewhere.snapshot().workloads().eq(all.workloads()));
+}
