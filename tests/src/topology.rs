@@ -100,6 +100,20 @@ impl Topology {
         pod
     }
 
+    /// Cuts the wire between two nodes at its second end, as when that node loses its power: the first still sends, and
+    /// nothing arrives.
+    pub fn cut(&self, first: u8, second: u8) -> Result<()> {
+        let (first, second) = (self.node(first), self.node(second));
+        second.netns.ip(&format!("link set {} down", second.wire_to(first))).map(drop)
+    }
+
+    /// Mends what [`Self::cut`] cut.
+    pub fn mend(&self, first: u8, second: u8) -> Result<()> {
+        let (first, second) = (self.node(first), self.node(second));
+        second.netns.ip(&format!("link set {} up", second.wire_to(first)))?;
+        route(first, second)
+    }
+
     /// All pods.
     pub fn pods(&self) -> &[Pod] {
         &self.pods
@@ -242,12 +256,17 @@ fn pod_addresses(node: u8, k: u8) -> [IpAddr; 2] {
 
 fn join(left: &Node, right: &Node) -> Result<()> {
     netns::veth((&left.netns, &left.wire_to(right)), (&right.netns, &right.wire_to(left)), MTU)?;
+    route(left, right)
+}
+
+/// Addresses and routes of the wire between two nodes; what is there already stays.
+fn route(left: &Node, right: &Node) -> Result<()> {
     for (here, there) in [(left, right), (right, left)] {
         let (n, m, wire) = (here.number, there.number, here.wire_to(there));
         here.netns.ip(&format!(
-            "addr add 10.{n}.0.1 peer 10.{m}.0.1/32 dev {wire}\naddr add fe80::{n}/64 dev {wire} nodad\n\
-             route add 10.{m}.1.0/24 via 10.{m}.0.1 dev {wire}\n\
-             route add fd00:{m:x}::/64 via fe80::{m} dev {wire} src fd00:{n:x}::1"
+            "addr replace 10.{n}.0.1 peer 10.{m}.0.1/32 dev {wire}\naddr replace fe80::{n}/64 dev {wire} nodad\n\
+             route replace 10.{m}.1.0/24 via 10.{m}.0.1 dev {wire}\n\
+             route replace fd00:{m:x}::/64 via fe80::{m} dev {wire} src fd00:{n:x}::1"
         ))?;
     }
     Ok(())

@@ -7,12 +7,13 @@ mod datapath;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use culvert_tests::http::Server;
 use culvert_tests::{Agent, Pod, Topology, eventually};
-use datapath::{Counts, LIMIT, Mesh, START, ask, at, carried, reaches};
+use datapath::{Counts, LIMIT, Mesh, PORT, START, ask, at, carried, reaches};
 
 #[test]
 fn a_pod_that_leaves_finds_its_namespace_as_it_was_and_may_finish_what_it_says() -> Result<()> {
@@ -156,6 +157,70 @@ fn a_pod_whose_identity_changes_is_enrolled_anew_and_never_in_clear() -> Result<
     ensure!(carried(&agent, "source", "unknown")? == before + 2.0);
     let labels = [("reporter", "source"), ("source_principal", "spiffe://cluster.local/ns/shop/sa/other")];
     ensure!(agent.metric("istio_tcp_connections_opened_total", &labels)? == 2.0, "{}", agent.metrics()?);
+    Ok(())
+}
+
+#[test]
+fn a_pod_that_gets_another_address_is_captured_at_it_and_never_in_clear() -> Result<()> {
+    const ANOTHER: [u8; 4] = [10, 1, 1, 200];
+    let mesh = Mesh::new(&[(1, "shop", "a"), (2, "outside", "o")])?;
+    mesh.mtls("STRICT")?;
+    let agent = mesh.agent(1)?;
+    let (a, o) = (mesh.pod("a"), mesh.pod("o"));
+    let (old, new) = (a.ipv4(), IpAddr::from(ANOTHER));
+    let mut open = a.run(|| TcpStream::connect_timeout(&at(o.ipv4()), LIMIT))??;
+    exchange(&mut open)?;
+
+    // The address is there before the object says so.
+    a.netns().ip(&format!("addr add {new}/32 dev eth0"))?;
+    mesh.topology.node(1).netns().ip(&format!("route add {new}/32 dev pod1 src 10.1.0.1"))?;
+    let before = Counts::of(&agent)?;
+    ensure!(ask(&o.place(), at(new)).is_err(), "plaintext came through\n{}", agent.log());
+    ensure!(Counts::of(&agent)?.since(&before).contains_key("inbound_unknown_address"));
+    mesh.write_pods(|_, object| Some(object.replace(&old.to_string(), &new.to_string())))?;
+    let mut asked = 0;
+    eventually(LIMIT, "the pod to be taken in anew", || {
+        asked += 1;
+        if ask(&o.place(), at(new)).is_ok() {
+            return Some(Err(anyhow::anyhow!("plaintext came through, call {asked}\n{}", agent.log())));
+        }
+        (agent.log().matches("enrolled\tpod=").count() == 2).then_some(Ok(()))
+    })??;
+    ensure!(exchange(&mut open)?.contains(" saw "), "a live connection was cut");
+    mesh.mtls("PERMISSIVE")?;
+    let before = Counts::of(&agent)?;
+    eventually(LIMIT, "plaintext by way of the agent", || ask(&o.place(), at(new)).ok())?;
+    let grown = Counts::of(&agent)?.since(&before);
+    ensure!(grown.contains_key("plaintext") && !grown.contains_key("inbound_unknown_address"), "{grown:?}");
+    ensure!(pods(&agent)?.into_iter().eq([("shop-a".to_owned(), "[]".to_owned())]), "{:?}", pods(&agent)?);
+    Ok(())
+}
+
+#[test]
+fn a_new_sandbox_under_the_same_uid_takes_the_place_of_the_old() -> Result<()> {
+    let mut mesh = Mesh::new(&[(1, "shop", "a"), (2, "outside", "o")])?;
+    let agent = mesh.agent(1)?;
+    let old = mesh.pod("a").ipv4();
+    mesh.servers.clear();
+    mesh.topology.remove_pod("a");
+    // As a CNI plugin does: the namespace itself lives on while the agent holds it.
+    mesh.topology.node(1).netns().ip("link del pod1")?;
+    // Takes the address, as pods that start meanwhile do.
+    mesh.topology.add_pod(1, "outside", "other")?;
+    let new = mesh.topology.add_pod(1, "shop", "a")?;
+    ensure!(new.ipv4() != old);
+    mesh.servers.push(Server::start(&new.place(), SocketAddr::new([0, 0, 0, 0].into(), PORT), "a")?);
+    mesh.write_pods(|_, object| Some(object))?;
+    let (a, o) = (mesh.pod("a"), mesh.pod("o"));
+    eventually(LIMIT, "the new sandbox to be captured", || {
+        let before = Counts::of(&agent).ok()?;
+        let said = ask(&o.place(), at(a.ipv4())).ok()?;
+        let grown = Counts::of(&agent).ok()?.since(&before);
+        (said.starts_with("a saw ") && grown.contains_key("plaintext")).then_some(())
+    })
+    .with_context(|| agent.log())?;
+    ensure!(pods(&agent)?.into_iter().eq([("shop-a".to_owned(), "[]".to_owned())]), "{:?}", pods(&agent)?);
+    ensure!(pins(&mesh.topology)?.len() == 1, "the old sandbox is still pinned");
     Ok(())
 }
 
