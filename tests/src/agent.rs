@@ -25,8 +25,10 @@ const ANSWER: Duration = Duration::from_secs(5);
 pub struct AgentConfig {
     /// The `culvert` binary.
     pub binary: PathBuf,
-    /// `--config-dir`.
+    /// `--config-dir`, unless there is a kubeconfig.
     pub config: PathBuf,
+    /// The API server to read from; its address must be reachable on the node.
+    pub kubeconfig: Option<PathBuf>,
     /// `--ca-dir`: shared by the agents of one mesh.
     pub ca: PathBuf,
     /// Further arguments.
@@ -61,6 +63,7 @@ impl AgentConfig {
         Self {
             binary,
             config: config.to_path_buf(),
+            kubeconfig: None,
             ca: config.with_extension("ca"),
             arguments: Vec::new(),
             environment: Vec::new(),
@@ -77,7 +80,11 @@ impl Agent {
         let place = node.place();
         let mut command = place.clone().in_cgroup(cgroup.path()).command(&config.binary)?;
         command.args(["node", "--node-name", node.name()]);
-        command.arg("--config-dir").arg(&config.config).arg("--ca-dir").arg(&config.ca);
+        match &config.kubeconfig {
+            Some(kubeconfig) => command.env("KUBECONFIG", kubeconfig),
+            None => command.arg("--config-dir").arg(&config.config),
+        };
+        command.arg("--ca-dir").arg(&config.ca);
         command.arg("--cgroup").arg(node.kubepods()).arg("--pin-dir").arg(&pins);
         command.args(&config.arguments).envs(config.environment.iter().cloned());
         let name = format!("culvert node {}", node.name());

@@ -5,6 +5,7 @@
 //! of the same round: what else the machine does then weighs on all alike. The medians over all rounds are printed.
 
 mod contender;
+mod kubernetes;
 mod memory;
 mod report;
 mod traffic;
@@ -30,8 +31,8 @@ pub(crate) struct Bench {
     /// How long each single measurement takes
     #[arg(long, default_value_t = 5)]
     seconds: u32,
-    /// Only traffic or only memory
-    #[arg(long, value_parser = ["traffic", "memory"])]
+    /// Only traffic, only memory, or only what is read from an API server
+    #[arg(long, value_parser = ["traffic", "memory", "kubernetes"])]
     only: Option<String>,
     /// Only the measurements whose name contains this
     #[arg(long, default_value = "")]
@@ -60,11 +61,16 @@ pub(crate) fn measure(options: &Bench) -> Result<()> {
         kinds.push(Kind::Peer { name: name.to_owned(), command: command.to_owned() });
     }
     let mut report = Report::new(&kinds);
-    if options.only.as_deref() != Some("memory") {
+    let wanted = |part: &str| options.only.as_deref().is_none_or(|only| only == part);
+    if wanted("traffic") {
         traffic(options, &kinds, &mut report)?;
     }
-    if options.only.as_deref() != Some("traffic") {
+    if wanted("memory") {
         memory::measure(&mut report)?;
+    }
+    if wanted("kubernetes") {
+        setup::install(&[setup::Part::Kubernetes, setup::Part::Program("openssl", "openssl")])?;
+        kubernetes::measure(&mut report)?;
     }
     report.print();
     let output = options.output.clone().unwrap_or_else(|| target().join("bench.json"));

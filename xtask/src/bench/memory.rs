@@ -125,7 +125,7 @@ status:
 }
 
 /// Resident bytes and descriptors of an agent, once they have stopped to change.
-fn settled(agent: &Agent) -> Result<(f64, f64)> {
+pub(super) fn settled(agent: &Agent) -> Result<(f64, f64)> {
     let mut last = (usage(agent)?, Instant::now());
     eventually(LIMIT, "the agent's memory to settle", || {
         let now = usage(agent).ok()?;
