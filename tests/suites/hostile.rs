@@ -207,6 +207,7 @@ fn a_peer_that_floods_loses_its_tunnel() {
             [connect_frame(stream, &closed), frame(RST_STREAM, 0, stream, &8u32.to_be_bytes())].concat()
         }),
     );
+    flood("a thousand streams", Box::new(move |i| connect_frame(2 * i + 1, &target)));
     flood("PING", Box::new(|_| frame(6, 0, 0, &[0; 8])));
     flood("SETTINGS", Box::new(|_| frame(SETTINGS, 0, 0, &[])));
     scene.says("a header block is larger than our SETTINGS allow");

@@ -32,7 +32,12 @@ struct Scene {
 
 impl Scene {
     fn new() -> Self {
-        let mesh = Mesh::start(&[(1, "app"), (1, "client"), (1, "other"), (2, "peer")], &[]).unwrap();
+        Self::with(&[])
+    }
+
+    /// `policies` are documents of the file that the tests write policies to.
+    fn with(policies: &[String]) -> Self {
+        let mesh = Mesh::start(&[(1, "app"), (1, "client"), (1, "other"), (2, "peer")], policies).unwrap();
         let app = mesh.topology.pod("app");
         let echo = Echo::start(&app.place(), SocketAddr::new(ANY, PORT)).unwrap();
         let target = SocketAddr::new(app.ipv4(), PORT);
@@ -51,7 +56,7 @@ impl Scene {
         self.pod(from).run(|| echo::exchange(self.target, 100, LIMIT)).unwrap().is_ok()
     }
 
-    fn deny(&self, who: &str) -> String {
+    fn deny(who: &str) -> String {
         let spec =
             format!("action: DENY\nrules:\n- from:\n  - source:\n      principals: [cluster.local/ns/shop/sa/{who}]\n");
         authorization_policy("shop", "deny-one", &spec)
@@ -94,7 +99,7 @@ fn resident(pid: u32) -> usize {
 fn a_policy_closes_what_it_no_longer_allows_and_nothing_else() {
     let scene = Scene::new();
     let (mut client, mut other) = (scene.open("client"), scene.open("other"));
-    scene.mesh.directory.write("policies", &[scene.deny("client")]).unwrap();
+    scene.mesh.directory.write("policies", &[Scene::deny("client")]).unwrap();
     let took = time_to_end(&mut client, LIMIT);
     assert!(took < SECOND, "{took:?}");
     assert!(!scene.can_connect("client"));
@@ -164,13 +169,23 @@ fn a_stopped_agent_says_goaway_and_ends_once_its_connections_have() {
 }
 
 #[test]
+fn a_file_that_is_broken_at_the_start_is_named_with_its_line_and_taken_as_far_as_it_goes() {
+    let broken = "apiVersion: security.istio.io/v1\nkind: [\n".to_owned();
+    let scene = Scene::with(&[broken, Scene::deny("client")]);
+    scene.says("policies.yaml:2:7: unclosed bracket '['");
+    assert!(!scene.can_connect("client") && scene.can_connect("other"));
+    scene.mesh.directory.write("policies", &[]).unwrap();
+    eventually(SECOND, "the file to be read again", || scene.can_connect("client").then_some(())).unwrap();
+}
+
+#[test]
 fn a_broken_file_keeps_the_last_good_policy_in_force_and_is_named_with_its_line() {
     let scene = Scene::new();
     let file = scene.mesh.directory.path().join("policies.yaml");
-    scene.mesh.directory.write("policies", &[scene.deny("client")]).unwrap();
+    scene.mesh.directory.write("policies", &[Scene::deny("client")]).unwrap();
     eventually(SECOND, "the policy", || (!scene.can_connect("client")).then_some(())).unwrap();
     let good = fs::read_to_string(&file).unwrap();
-    let broken: [(&str, Vec<u8>, &str); 5] = [
+    let broken: [(&str, Vec<u8>, &str); 7] = [
         ("tabs", good.replace("  action", "\taction").into(), "policies.yaml:7:"),
         (
             "a duplicate key",
@@ -179,6 +194,17 @@ fn a_broken_file_keeps_the_last_good_policy_in_force_and_is_named_with_its_line(
         ),
         ("binary", (0..=255).cycle().take(10_000).collect(), "not UTF-8 text"),
         ("10 MB", format!("# {}\n", "x".repeat(99)).repeat(100_000).into(), "split the file"),
+        // These two are taken, and told of.
+        (
+            "an unknown kind",
+            format!("{good}---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: d}}\n").into(),
+            "Deployment d: Culvert does not read Deployment of apps/v1",
+        ),
+        (
+            "an unknown field",
+            good.replace("  action", "  acton: DENY\n  action").into(),
+            "unknown field spec.acton: it has no effect",
+        ),
         ("half a file", good[..good.len() / 2].into(), "policies.yaml:"),
     ];
     for (what, bytes, line) in broken {
@@ -252,7 +278,7 @@ fn a_reset_is_passed_on_as_a_reset_in_both_directions() {
 #[test]
 fn each_call_is_counted_and_logged_on_both_sides() {
     let scene = Scene::new();
-    scene.mesh.directory.write("policies", &[scene.deny("other")]).unwrap();
+    scene.mesh.directory.write("policies", &[Scene::deny("other")]).unwrap();
     eventually(SECOND, "the policy", || (!scene.can_connect("other")).then_some(())).unwrap();
     let unreachable = SocketAddr::new(scene.target.ip(), 8081);
     let of = |reporter: &'static str, who: &'static str, flags: &'static str| {

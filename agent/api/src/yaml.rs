@@ -227,6 +227,11 @@ impl Document<'_> {
         let place = Place { line: line + self.lines_before, column: location.map_or(1, |l| l.column().max(1)) };
         let message = DefaultMessageFormatter.format_message(error);
         let message = one_line(message.lines().next().unwrap_or_default());
+        // What follows is advice for programmers.
+        let message = match message.split_once(", set DuplicateKeyPolicy") {
+            Some((what, _)) => format!("{what}: remove one of them"),
+            None => message,
+        };
         let text = self.text.lines().nth(usize::try_from(line - 1).unwrap_or(usize::MAX)).unwrap_or_default();
         let indentation = &text[..text.len() - text.trim_start().len()];
         let cure = if indentation.contains('\t') { ": indent with spaces, YAML does not allow tabs" } else { "" };

@@ -68,6 +68,7 @@ fn a_mistake_is_one_clean_line_that_tells_its_place() {
     for (text, place, says) in [
         ("a: [1", "1:4: ", "unclosed bracket '['"),
         ("a: 'it", "1:4: ", "unclosed quote"),
+        ("a: 1\nb: 2\na: 3\n", "3:1: ", "duplicate mapping key: a: remove one of them"),
         (
             "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {\"node\\nname\": \"x\\ty\"}\n",
             "4:",
