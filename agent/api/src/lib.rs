@@ -10,6 +10,7 @@
 //! | [`security`], [`networking`] | Istio's CRDs |
 //! | [`meta`] | what those CRDs share |
 //! | [`object`] | one object of any kind, parsed with what was not understood |
+//! | [`trim`] | what is read of an object that the API server sends |
 //! | [`yaml`] | the objects of a YAML file, each mistake with its line |
 //! | [`names`] | the labels and annotations that are honoured |
 //! | [`crd`] | the definitions of those CRDs, for clusters that Istio was never on |
@@ -20,6 +21,7 @@ pub mod names;
 pub mod networking;
 pub mod object;
 pub mod security;
+pub mod trim;
 pub mod yaml;
 
 pub use gateway_api;

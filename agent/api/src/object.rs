@@ -22,6 +22,9 @@ macro_rules! kinds {
         pub enum Kind { $($kind),* }
 
         impl Kind {
+            /// Every kind.
+            pub const ALL: &'static [Self] = &[$(Self::$kind),*];
+
             /// Its name, as in `kind:`.
             pub fn as_str(self) -> &'static str {
                 match self { $(Self::$kind => stringify!($kind)),* }
