@@ -56,7 +56,7 @@ impl fmt::Debug for Report {
     }
 }
 
-/// Says why the agent is not ready yet, one line a reason; ready when there is none.
+/// Says why the agent is not ready yet, or what has to be said though it is: one line a reason.
 pub type ReadinessCheck = Arc<dyn Fn() -> Vec<String> + Send + Sync>;
 
 /// What the endpoints show and do.
@@ -70,6 +70,8 @@ pub struct AdminState {
     pub redirection: Report,
     /// `/healthz/ready`: all of them must be content.
     pub readiness: Vec<ReadinessCheck>,
+    /// What `/healthz/ready` adds where it says that the agent is ready.
+    pub notes: ReadinessCheck,
     /// `/metrics`.
     pub telemetry: Telemetry,
     /// `/logging`.

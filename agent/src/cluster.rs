@@ -18,7 +18,7 @@ use kube::{Client, Config};
 use tower::BoxError;
 use tower::util::MapFutureLayer;
 
-pub use explain::{Notices, explain, forbidden, root_cause};
+pub use explain::{Notices, explain, explain_failure, forbidden, root_cause};
 
 /// How long a TCP connection and its TLS handshake may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

@@ -45,6 +45,11 @@ pub struct NodeConfig {
     #[arg(long, env = "CULVERT_CA_DIR", value_name = "DIR")]
     pub ca_dir: Option<PathBuf>,
 
+    /// What outlives the agent besides the eBPF programs: the Kubernetes objects that it read last, from which it starts
+    /// while the API server is away.
+    #[arg(long, env = "CULVERT_STATE_DIR", value_name = "DIR", default_value = "/var/lib/culvert")]
+    pub state_dir: PathBuf,
+
     /// The cgroup (v2) that holds every pod of the node.
     #[arg(long, env = "CULVERT_CGROUP", value_name = "PATH", default_value = "/sys/fs/cgroup/kubepods.slice")]
     pub cgroup: PathBuf,

@@ -10,30 +10,37 @@ use tokio::sync::{mpsc, watch};
 
 use crate::admin::{self, AdminState, Endpoint, Report};
 use crate::ca::DirectoryCa;
+use crate::cluster::Cluster;
 use crate::config::NodeConfig;
 use crate::enrolment::{self, Identities, States};
 use crate::identity::{CertificateStore, StoreOptions, TrustDomains};
 use crate::proxy::control::Proxies;
 use crate::proxy::pod::Shared;
 use crate::redirect::{self, Redirect};
-use crate::source::Directory;
+use crate::source::kube::Kube;
+use crate::source::{Directory, Source, View};
 use crate::telemetry::logging::LogHandle;
 use crate::telemetry::{AccessLog, Kind, Sample, Telemetry};
 use crate::workers::Workers;
+
+/// The file of the state directory that holds the objects which were read last.
+const OBJECTS: &str = "objects";
+/// How long an agent that ends waits for them to be written.
+const SAVE_WITHIN: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// A node agent that is ready to run: configuration read, programs loaded, ports bound.
 pub struct Node {
     config: NodeConfig,
     redirect: Arc<Redirect>,
     certificates: CertificateStore,
-    source: Directory,
+    source: Source,
     telemetry: Telemetry,
     endpoints: [admin::Bound; 3],
     log: LogHandle,
 }
 
 impl Node {
-    /// Loads the programs, opens the CA and the configuration directory, and binds the ports. Needs a tokio runtime.
+    /// Loads the programs, opens the CA and the source of objects, and binds the ports. Needs a tokio runtime.
     ///
     /// # Errors
     /// What is missing, with the cure; nothing is left bound.
@@ -43,8 +50,10 @@ impl Node {
         let authority =
             DirectoryCa::open(config.ca_dir.as_deref().context("--ca-dir: not given")?).context("--ca-dir")?;
         let certificates = CertificateStore::new(authority, StoreOptions::default());
-        let directory = config.config_dir.as_deref().context("--config-dir: not given")?;
-        let source = Directory::open(directory).context("--config-dir")?;
+        let source = match &config.config_dir {
+            Some(directory) => Source::Directory(Directory::open(directory).context("--config-dir")?),
+            None => Source::Kube(Kube::open(&Cluster::connect().await?, Some(config.state_dir.join(OBJECTS)))),
+        };
         let access_log = if config.access_log { AccessLog::stdout(config.log_format) } else { AccessLog::off() };
         let telemetry = Telemetry::new(access_log);
         let endpoints = [
@@ -83,9 +92,8 @@ impl Node {
 
         let read_mesh = mesh.clone();
         let mut dump = admin::mesh_members(Arc::new(move || read_mesh.load_full()), self.certificates.clone());
-        let files = self.source.status();
-        let shown = files.clone();
-        dump.push(("files", Report::new(move || shown.borrow().clone())));
+        let (view, saver) = (self.source.view(), self.source.saver());
+        dump.push(view.report());
         let state = AdminState {
             config: dump,
             connections: {
@@ -93,7 +101,11 @@ impl Node {
                 Report::new(move || proxies.connections())
             },
             redirection: redirection(&self.redirect, &states, &self.config.node_name),
-            readiness: readiness(&states, is_loaded),
+            readiness: readiness(&states, is_loaded, view.clone()),
+            notes: {
+                let view = view.clone();
+                Arc::new(move || view.notes())
+            },
             telemetry: self.telemetry.clone(),
             log: self.log,
             shutdown: Arc::new(move || {
@@ -112,6 +124,7 @@ impl Node {
             move || programs.counters().into_iter().map(sample).collect(),
         );
         self.certificates.register_metrics(&self.telemetry);
+        view.register_metrics(&self.telemetry);
         let state = Mesh::new().for_node(&self.config.node_name);
         tokio::spawn(follow_objects(
             self.source,
@@ -128,7 +141,7 @@ impl Node {
             certificates: self.certificates,
             proxies: proxies.clone(),
             states,
-            is_whole: Box::new(move || files.borrow().is_whole()),
+            is_whole: Box::new(move || view.is_whole()),
             identities: Identities::default(),
         };
         let enrolment = async {
@@ -143,6 +156,10 @@ impl Node {
             _ = quitting.recv() => tracing::info!("stopping on request: connections may finish"),
         }
         proxies.stop_all().await;
+        if let Some(saver) = saver {
+            // The disk may be what is wrong.
+            let _ = tokio::time::timeout(SAVE_WITHIN, saver.save()).await;
+        }
         self.telemetry.access_log().flush(std::time::Duration::from_secs(1));
         Ok(())
     }
@@ -150,7 +167,7 @@ impl Node {
 
 /// Takes in what the source says, and has everyone look at the result once it is whole.
 async fn follow_objects(
-    mut source: Directory,
+    mut source: Source,
     mut state: Mesh,
     mesh: Arc<ArcSwap<Snapshot>>,
     snapshots: watch::Sender<Arc<Snapshot>>,
@@ -211,11 +228,15 @@ fn sample(counter: redirect::Counter) -> Sample {
     Sample { labels, value: counter.value }
 }
 
-fn readiness(states: &States, loaded: watch::Receiver<bool>) -> Vec<admin::ReadinessCheck> {
+fn readiness(states: &States, loaded: watch::Receiver<bool>, view: View) -> Vec<admin::ReadinessCheck> {
     let states = states.clone();
     vec![
         Arc::new(move || {
-            if *loaded.borrow() { Vec::new() } else { vec!["the configuration has not been read yet".to_owned()] }
+            if *loaded.borrow() {
+                return Vec::new();
+            }
+            let missing = view.missing();
+            if missing.is_empty() { vec!["the configuration has not been read yet".to_owned()] } else { missing }
         }),
         Arc::new(move || states.not_ready()),
     ]

@@ -1,4 +1,4 @@
-//! Where objects come from: a directory of YAML files, which is watched.
+//! Where objects come from: a directory of YAML files or the Kubernetes API server, either of which is watched.
 //!
 //! They come in pieces, so that no more of them is in memory at a time than it takes: an object is many times what the
 //! mesh keeps of it.
@@ -6,6 +6,8 @@
 //! What objects mean is none of this module's business: it hands on which are there, which have changed and which are
 //! gone. The one thing that it decides is what to do about a file that cannot be read: its objects stay as they were.
 
+mod any;
+pub mod kube;
 mod scan;
 #[cfg(test)]
 mod tests;
@@ -21,6 +23,7 @@ use culvert_core::mesh::Change;
 use serde::Serialize;
 use tokio::sync::{mpsc, watch as state};
 
+pub use any::{Source, View};
 pub use scan::Scanner;
 
 /// How many changes a piece holds.

@@ -82,7 +82,8 @@ fn read_only(method: &Method, answer: impl FnOnce() -> Answer) -> Answer {
 fn ready(state: &AdminState) -> Answer {
     let reasons: Vec<String> = state.readiness.iter().flat_map(|check| check()).collect();
     if reasons.is_empty() {
-        return text(StatusCode::OK, "ready\n");
+        let notes = (state.notes)().into_iter().map(|note| note + "\n");
+        return text(StatusCode::OK, "ready\n".to_owned() + &notes.collect::<String>());
     }
     text(StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n")
 }

@@ -25,6 +25,7 @@ fn state() -> AdminState {
         connections: Report::new(|| ["c"]),
         redirection: Report::new(|| ["r"]),
         readiness: vec![],
+        notes: Arc::new(Vec::new),
         telemetry: Telemetry::new(AccessLog::off()),
         log: LogHandle::detached(),
         shutdown: Arc::new(|| {}),
@@ -111,6 +112,14 @@ async fn readiness_tells_its_reasons() {
         ready.store(true, Ordering::SeqCst);
         assert_eq!(call(address, "GET", "/healthz/ready").await, (200, "ready\n".to_owned()));
     }
+}
+
+#[tokio::test]
+async fn a_ready_agent_admits_what_is_not_as_it_should_be() {
+    let notes: ReadinessCheck = Arc::new(|| vec!["configuration from yesterday".to_owned()]);
+    let address = start(Endpoint::Readiness, AdminState { notes, ..state() }).await;
+    let answer = (200, "ready\nconfiguration from yesterday\n".to_owned());
+    assert_eq!(call(address, "GET", "/healthz/ready").await, answer);
 }
 
 #[tokio::test]

@@ -4,15 +4,13 @@ use std::collections::HashMap;
 use std::error::Error;
 use std::sync::{Mutex, PoisonError};
 
-use kube::core::Status;
-
 /// The longest text that is quoted from the server.
 const MAX_QUOTED: usize = 300;
 
 /// Says in one line why `verb` on `resource` (`pods`, `policies.example.com`) failed, and what helps.
 pub fn explain(error: &kube::Error, verb: &str, resource: &str) -> String {
     match error {
-        kube::Error::Api(status) => refused(status, verb, resource),
+        kube::Error::Api(status) => explain_failure(status.code, &status.message, verb, resource),
         kube::Error::Service(_) | kube::Error::HyperError(_) | kube::Error::ReadEvents(_) => {
             format!("cannot {verb} {resource}: the API server cannot be reached: {}", root_cause(error))
         }
@@ -20,16 +18,16 @@ pub fn explain(error: &kube::Error, verb: &str, resource: &str) -> String {
     }
 }
 
-/// Says in one line what a refusal of the API server means.
-fn refused(status: &Status, verb: &str, resource: &str) -> String {
-    match status.code {
-        403 => forbidden(&status.message, verb, resource),
+/// Says in one line what the API server's answer `code` to `verb` on `resource` means; `message` is what it said.
+pub fn explain_failure(code: u16, message: &str, verb: &str, resource: &str) -> String {
+    match code {
+        403 => forbidden(message, verb, resource),
         401 => format!(
             "cannot {verb} {resource}: the API server does not know the caller: the service account's token has \
              expired or belongs to another cluster; restart the pod"
         ),
         404 => format!("cannot {verb} {resource}: the API server does not have it"),
-        code => format!("cannot {verb} {resource}: the API server says {code}: {}", quoted(&status.message)),
+        code => format!("cannot {verb} {resource}: the API server says {code}: {}", quoted(message)),
     }
 }
 
@@ -96,6 +94,8 @@ impl Notices {
 
 #[cfg(test)]
 mod tests {
+    use kube::core::Status;
+
     use super::*;
 
     fn status(code: u16, message: &str) -> kube::Error {
