@@ -76,6 +76,8 @@ struct Node {
     /// 0 for one for each CPU, 16 at the most.
     #[schemars(range(min = 0, max = 512))]
     workers: u16,
+    /// Empty for Culvert's own controller.
+    ca_address: String,
     #[schemars(range(min = 0, max = 3600))]
     drain_seconds: u16,
     #[schemars(length(min = 1))]
@@ -88,6 +90,7 @@ struct Node {
     seccomp_profile: Map<String, Value>,
     /// Empty for none.
     app_armor_profile: String,
+    se_linux_options: Map<String, Value>,
     pod_annotations: BTreeMap<String, String>,
     pod_labels: BTreeMap<String, String>,
     env: BTreeMap<String, Scalar>,
@@ -119,6 +122,7 @@ struct Cni {
     #[schemars(regex(pattern = "^/"))]
     conf_dir: String,
     exclude_namespaces: Vec<String>,
+    enablement_selectors: Vec<Map<String, Value>>,
 }
 
 /// The Deployment culvert-controller.

@@ -10,6 +10,7 @@ pub(super) fn call(function: &str, arguments: &[Value]) -> Result<Value> {
             let yaml = serde_yaml::to_string(value).context("cannot be written as YAML")?;
             Value::String(yaml.trim_end().to_owned())
         }
+        ("toJson", [value]) => Value::String(value.to_string()),
         ("nindent", [width, value]) => {
             let width = width.as_u64().context("nindent wants a number of spaces")?;
             let indent = " ".repeat(usize::try_from(width)?.min(80));

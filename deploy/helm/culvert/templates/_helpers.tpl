@@ -21,9 +21,20 @@ imagePullPolicy: {{ .Values.image.pullPolicy }}
           audience: istio-ca
           expirationSeconds: 43200
           path: istio-token
-- name: istio-ca-root-cert
-  configMap:
-    name: istio-ca-root-cert
-    # Written by the controller, which may come after the agents.
-    optional: true
+- name: istio-ca
+  projected:
+    sources:
+      # Written by the controller, which may come after the agents.
+      - configMap:
+          name: istio-ca-root-cert
+          optional: true
+          items:
+            - key: root-cert.pem
+              path: root-cert.pem
+      - configMap:
+          name: istio-ca-crl
+          optional: true
+          items:
+            - key: ca-crl.pem
+              path: crl/ca-crl.pem
 {{- end -}}
