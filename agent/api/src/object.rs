@@ -246,11 +246,26 @@ struct WrongType {
 }
 
 fn parse<T: DeserializeOwned>(value: Value, unknown: &mut Vec<UnknownField>) -> Result<Box<T>, WrongType> {
+    let mut object = None;
+    read(value, unknown, &mut |deserializer| {
+        object = Some(erased_serde::deserialize::<T>(deserializer)?);
+        Ok(())
+    })?;
+    object.map(Box::new).ok_or_else(|| WrongType { path: String::new(), message: "nothing was read".to_owned() })
+}
+
+/// Has `take` read `value`, and notes what it leaves unread, and where it fails. Not generic, and neither is what it
+/// hands over: what notes all that would otherwise be compiled anew for every type that objects are made of.
+fn read(
+    value: Value,
+    unknown: &mut Vec<UnknownField>,
+    take: &mut dyn FnMut(&mut dyn erased_serde::Deserializer<'_>) -> Result<(), erased_serde::Error>,
+) -> Result<(), WrongType> {
     let mut track = serde_path_to_error::Track::new();
     let typed = serde_path_to_error::Deserializer::new(value, &mut track);
     let mut report = |path: serde_ignored::Path<'_>| unknown.push(UnknownField { path: render(&path) });
-    T::deserialize(serde_ignored::Deserializer::new(typed, &mut report))
-        .map(Box::new)
+    let noting = serde_ignored::Deserializer::new(typed, &mut report);
+    take(&mut <dyn erased_serde::Deserializer<'_>>::erase(noting))
         .map_err(|error| WrongType { path: track.path().to_string(), message: shorten(&error.to_string()) })
 }
 
