@@ -93,6 +93,13 @@ fn each_kind_of_socket_is_captured_or_refused() -> Result<()> {
         }
     }
     ensure!(carried(&far, "destination", "unknown")? == 0.0, "something came in clear");
+    // What the programs count is a metric.
+    let counted = |event, reason| near.metric("culvert_redirection_total", &[("event", event), ("reason", reason)]);
+    ensure!(
+        counted("captured", "outbound")? >= 22.0 && counted("refused", "socket_raw")? == 4.0,
+        "{}",
+        near.metrics()?
+    );
     let seen = capture.finish()?;
     ensure!(seen.bytes_of_port(15008) > 0 && seen.is_tls(15008) && seen.bytes_of_port(PORT) == 0);
     ensure!(!seen.holds(SECRET.as_bytes()), "the wire carried what was said in clear");

@@ -1,5 +1,6 @@
 //! Tunnels over real loopback sockets: ours with ours, and ours with the `h2` crate as an independent peer.
 
+mod pool;
 mod vanished;
 
 use std::net::SocketAddr;
@@ -25,6 +26,9 @@ use crate::telemetry::{AccessLog, ConnectionInfo, Direction, SecurityPolicy, Tel
 
 /// Bounds every test: a hang is a failure.
 const LIMIT: Duration = Duration::from_secs(20);
+
+/// The paused clock hurries: what bounds a test must be far away by it.
+const DAY: Duration = Duration::from_secs(86_400);
 
 struct Account {
     telemetry: Telemetry,

@@ -181,7 +181,9 @@ impl Needs {
                 let last = log.lines().rev().find(|line| !line.is_empty() && !is_statistic(line));
                 (format!("{io_error}: {}", last.unwrap_or("the verifier said nothing")), io_error.raw_os_error())
             }
-            ProgramError::SyscallError(error) => (error.to_string(), error.io_error.raw_os_error()),
+            ProgramError::SyscallError(error) => {
+                (format!("{error}: {}", error.io_error), error.io_error.raw_os_error())
+            }
             error => (error.to_string(), None),
         };
         // The verifier answers EACCES, a lack of privilege is EPERM.
@@ -232,5 +234,32 @@ impl Maps {
             listeners: one(ebpf, "LISTENERS")?,
             counters: one(ebpf, "COUNTERS")?,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(needs: &Needs, errno: i32) -> String {
+        let io_error = io::Error::from_raw_os_error(errno);
+        needs.lacking(&SyscallError { call: "bpf_link_create", io_error }.into()).to_string()
+    }
+
+    #[test]
+    fn what_a_kernel_lacks_is_one_line_with_the_version_that_has_it_and_what_to_do() {
+        for needs in [&CONNECT[0], &CONNECT[1], &CREATE_SOCKET, &SET_OPTION, &HOST_SOCKET, &ARRIVE] {
+            let line = said(needs, libc::EINVAL);
+            let parts =
+                [needs.program, needs.feature, needs.since, "run the node on such a kernel", "Invalid argument"];
+            assert!(parts.iter().all(|part| line.contains(part)), "{line}");
+            assert!(!line.contains('\n'));
+        }
+    }
+
+    #[test]
+    fn a_lack_of_privilege_is_not_taken_for_a_lack_of_the_kernel() {
+        let line = said(&ARRIVE, libc::EPERM);
+        assert!(line.contains("needs root") && !line.contains("since Linux"), "{line}");
     }
 }

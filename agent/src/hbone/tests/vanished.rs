@@ -5,24 +5,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 
 use super::*;
-use crate::hbone::client::{Key, Pool};
 use crate::hbone::tunnel::TunnelError;
-use crate::redirect::PodNetns;
-use crate::workers::Workers;
 
 /// A PING every 10 s and 20 s to answer it: what is silent for longer is closed, when the next one is due at the latest.
-const PATIENCE: std::ops::RangeInclusive<Duration> = Duration::from_secs(29)..=Duration::from_secs(41);
-
-/// The paused clock hurries: what bounds a test must be far away by it.
-const DAY: Duration = Duration::from_secs(86_400);
+pub(super) const PATIENCE: std::ops::RangeInclusive<Duration> = Duration::from_secs(29)..=Duration::from_secs(41);
 
 /// Runs a tunnel until it is frozen: its socket stays open, and nothing is read or answered any more.
-async fn until_frozen(mut tunnel: Tunnel, is_frozen: impl Fn() -> bool) -> Result<(), TunnelError> {
+pub(super) async fn until_frozen(mut tunnel: Tunnel, is_frozen: impl Fn() -> bool) -> Result<(), TunnelError> {
     std::future::poll_fn(|cx| if is_frozen() { Poll::Pending } else { Pin::new(&mut tunnel).poll(cx) }).await
 }
 
 /// Like [`serve`], but the first `frozen` tunnels are.
-async fn serve_freezable(
+pub(super) async fn serve_freezable(
     certificate: &Arc<WorkloadCertificate>,
     account: Arc<Account>,
     frozen: Arc<AtomicUsize>,
@@ -45,14 +39,14 @@ async fn serve_freezable(
 }
 
 /// How long an application waits, by the paused clock, until its connection is reset.
-async fn time_to_reset(app: &mut TcpStream) -> Duration {
+pub(super) async fn time_to_reset(app: &mut TcpStream) -> Duration {
     let started = tokio::time::Instant::now();
     let end = tokio::time::timeout(Duration::from_secs(600), app.read(&mut [0; 8])).await;
     assert_eq!(end.expect("it ends").unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
     started.elapsed()
 }
 
-async fn converse(app: &mut TcpStream) {
+pub(super) async fn converse(app: &mut TcpStream) {
     app.write_all(b"x").await.unwrap();
     app.read_exact(&mut [0; 1]).await.unwrap();
 }
@@ -106,48 +100,5 @@ fn a_server_resets_what_comes_through_a_tunnel_whose_client_has_vanished() {
         let took = time_to_reset(&mut application).await;
         assert!(PATIENCE.contains(&took), "{took:?}");
         assert!(there.connections.is_empty());
-    });
-}
-
-#[test]
-fn the_pool_dials_anew_when_the_peer_is_back() {
-    run_within(DAY, async {
-        let directory = std::env::temp_dir().join(format!("culvert-vanished-test-{}", std::process::id()));
-        std::fs::create_dir_all(&directory).unwrap();
-        let store = CertificateStore::new(DirectoryCa::open(&directory).unwrap(), StoreOptions::default());
-        let identity = Identity::new("cluster.local", "shop", "cart");
-        let certificate = store.fetch(&identity).await.unwrap();
-        std::fs::remove_dir_all(&directory).unwrap();
-        let (here, there, frozen) = (Account::new(), Account::new(), Arc::new(AtomicUsize::new(0)));
-        let server = serve_freezable(&certificate, there, frozen.clone()).await;
-        let pool = Pool::new(
-            Arc::new(PodNetns::current()),
-            store.handle(&identity),
-            store.clock().clone(),
-            Workers::here(),
-            0,
-        );
-        let key = Key { peer: server, expected: SmallVec::from_iter([Arc::new(identity)]), source: server.ip() };
-        let echo = echo_server().await;
-        let dial = || async {
-            let (app, open) = connection(&here, echo).await;
-            pool.open(key.clone(), open);
-            app
-        };
-        let mut before = dial().await;
-        converse(&mut before).await;
-        assert_eq!(pool.len(), 1);
-
-        frozen.store(1, Ordering::Relaxed);
-        let mut meanwhile = dial().await;
-        tokio::time::pause();
-        let took = time_to_reset(&mut before).await;
-        assert!(PATIENCE.contains(&took), "{took:?}");
-        assert!(time_to_reset(&mut meanwhile).await < Duration::from_secs(1));
-        tokio::time::resume();
-
-        let mut after = dial().await;
-        converse(&mut after).await;
-        assert_eq!(pool.len(), 1);
     });
 }

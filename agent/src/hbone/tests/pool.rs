@@ -1,0 +1,142 @@
+//! The tunnels of one pod, as its connections come and go.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::vanished::{PATIENCE, converse, serve_freezable, time_to_reset};
+use super::*;
+use crate::hbone::client::{Key, Pool};
+use crate::redirect::PodNetns;
+use crate::workers::Workers;
+
+/// A pool, and a server of the mesh that it dials.
+struct Scene {
+    pool: Pool,
+    key: Key,
+    here: Arc<Account>,
+    echo: SocketAddr,
+    /// How many of the server's tunnels, the first ones, are frozen.
+    frozen: Arc<AtomicUsize>,
+    /// Renews the pool's certificate for as long as it lives.
+    _store: CertificateStore,
+}
+
+impl Scene {
+    async fn new() -> Self {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let directory = std::env::temp_dir().join(format!("culvert-pool-test-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let store = CertificateStore::new(DirectoryCa::open(&directory).unwrap(), StoreOptions::default());
+        let identity = Identity::new("cluster.local", "shop", "cart");
+        let certificate = store.fetch(&identity).await.unwrap();
+        std::fs::remove_dir_all(&directory).unwrap();
+        let (here, frozen) = (Account::new(), Arc::new(AtomicUsize::new(0)));
+        let server = serve_freezable(&certificate, Account::new(), frozen.clone()).await;
+        let netns = Arc::new(PodNetns::current());
+        let pool = Pool::new(netns, store.handle(&identity), store.clock().clone(), Workers::here(), 0);
+        let key = Key { peer: server, expected: SmallVec::from_iter([Arc::new(identity)]), source: server.ip() };
+        Self { pool, key, here, echo: echo_server().await, frozen, _store: store }
+    }
+
+    /// An application's connection, on its way through the pool.
+    async fn dial(&self, key: &Key) -> TcpStream {
+        let (app, open) = connection(&self.here, self.echo).await;
+        self.pool.open(key.clone(), open);
+        app
+    }
+}
+
+#[test]
+fn however_many_dial_at_once_one_tunnel_is_made_and_the_hundred_and_first_takes_another() {
+    run(async {
+        let scene = Scene::new().await;
+        let mut apps = Vec::new();
+        for _ in 0..100 {
+            apps.push(scene.dial(&scene.key).await);
+        }
+        for app in &mut apps {
+            converse(app).await;
+        }
+        assert_eq!(scene.pool.len(), 1);
+        let mut another = scene.dial(&scene.key).await;
+        converse(&mut another).await;
+        assert_eq!(scene.pool.len(), 2);
+        // There is room again in what is there.
+        drop(apps);
+        while !scene.here.connections.list().len().eq(&1) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let mut later = scene.dial(&scene.key).await;
+        converse(&mut later).await;
+        assert_eq!(scene.pool.len(), 2);
+    });
+}
+
+#[test]
+fn who_is_not_expected_gets_no_tunnel_and_the_application_a_reset() {
+    run(async {
+        let scene = Scene::new().await;
+        let other = Arc::new(Identity::new("cluster.local", "shop", "other"));
+        let key = Key { expected: SmallVec::from_iter([other]), ..scene.key.clone() };
+        let mut app = scene.dial(&key).await;
+        assert_eq!(app.read(&mut [0; 8]).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+        assert!(scene.pool.is_empty() && scene.here.connections.is_empty());
+    });
+}
+
+#[test]
+fn tunnels_are_not_shared_between_source_addresses() {
+    run(async {
+        let scene = Scene::new().await;
+        let other = Key { source: "127.0.0.2".parse().unwrap(), ..scene.key.clone() };
+        for key in [&scene.key, &other, &scene.key, &other] {
+            converse(&mut scene.dial(key).await).await;
+        }
+        assert_eq!(scene.pool.len(), 2);
+    });
+}
+
+#[test]
+fn a_tunnel_that_carries_nothing_is_released_after_five_minutes() {
+    run_within(DAY, async {
+        let scene = Scene::new().await;
+        let mut app = scene.dial(&scene.key).await;
+        converse(&mut app).await;
+        tokio::time::pause();
+        // For as long as it carries something it stays, however quiet that is.
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        converse(&mut app).await;
+        assert_eq!(scene.pool.len(), 1);
+        drop(app);
+        let idle = tokio::time::Instant::now();
+        while !scene.pool.is_empty() {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        let took = idle.elapsed();
+        assert!((Duration::from_secs(290)..=Duration::from_secs(325)).contains(&took), "{took:?}");
+        tokio::time::resume();
+        converse(&mut scene.dial(&scene.key).await).await;
+        assert_eq!(scene.pool.len(), 1);
+    });
+}
+
+#[test]
+fn the_pool_dials_anew_when_a_peer_that_vanished_is_back() {
+    run_within(DAY, async {
+        let scene = Scene::new().await;
+        let mut before = scene.dial(&scene.key).await;
+        converse(&mut before).await;
+        assert_eq!(scene.pool.len(), 1);
+
+        scene.frozen.store(1, Ordering::Relaxed);
+        let mut meanwhile = scene.dial(&scene.key).await;
+        tokio::time::pause();
+        let took = time_to_reset(&mut before).await;
+        assert!(PATIENCE.contains(&took), "{took:?}");
+        assert!(time_to_reset(&mut meanwhile).await < Duration::from_secs(1));
+        tokio::time::resume();
+
+        converse(&mut scene.dial(&scene.key).await).await;
+        assert_eq!(scene.pool.len(), 1);
+    });
+}
