@@ -9,13 +9,14 @@ mod figures;
 mod install;
 mod world;
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use clap::Args;
 use nix::unistd::Uid;
 
-use crate::run::{cargo, run};
+use crate::run::{cargo, run, target};
 use crate::{ebpf, setup};
 use world::World;
 
@@ -24,6 +25,9 @@ pub(crate) struct EndToEnd {
     /// Measure as well: CNI ADD, policy propagation, a restart of the agent, its requests when idle
     #[arg(long)]
     measure: bool,
+    /// Take culvert and culvertctl from this directory rather than build them
+    #[arg(long, value_name = "DIR")]
+    binaries: Option<PathBuf>,
     /// Leave everything up afterwards or where something fails, say how to look around, and wait for Ctrl-C
     #[arg(long)]
     keep: bool,
@@ -34,10 +38,13 @@ pub(crate) fn prove(options: &EndToEnd) -> Result<()> {
     setup::install(setup::TOPOLOGY)?;
     setup::install(setup::NODES)?;
     ebpf::build()?;
-    run(cargo().args(["build", "--quiet", "--package", "culvert", "--package", "culvertctl"]))?;
+    if options.binaries.is_none() {
+        run(cargo().args(["build", "--quiet", "--package", "culvert", "--package", "culvertctl"]))?;
+    }
+    let binaries = options.binaries.clone().unwrap_or_else(|| target().join("debug"));
 
     let started = Instant::now();
-    let mut world = World::start()?;
+    let mut world = World::start(binaries)?;
     proven(started, "two real nodes are Ready, and pods on them reach each other");
     let walked = walk(&mut world, options, started);
     if options.keep {
@@ -69,9 +76,13 @@ fn walk(world: &mut World, options: &EndToEnd, started: Instant) -> Result<()> {
     }
     facts::unlabelled(world)?;
     proven(started, "with the label removed, the pods are out of the mesh, without a restart");
+    facts::labelled(world)?;
     install::uninstall(world)?;
     before.check(world)?;
-    proven(started, "uninstalled, nothing is left behind: no pin, no rule, no route, no plugin, no annotation");
+    proven(
+        started,
+        "labelled again and Culvert uninstalled, nothing is left behind: no pin, no rule, no route, no plugin, no annotation",
+    );
     Ok(())
 }
 

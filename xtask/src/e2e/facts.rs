@@ -36,7 +36,7 @@ pub(super) fn in_clear_before(world: &World) -> Result<()> {
     must(bridge.finish()?.holds(SECRET.as_bytes()), "the bridge of the pods shows what is not encrypted")
 }
 
-fn labelled(world: &mut World) -> Result<()> {
+pub(super) fn labelled(world: &mut World) -> Result<()> {
     let containers = || ["client", "neighbour", "web"].map(|name| container(&world.cluster, SHOP, name).ok());
     let before = containers();
     world.label(SHOP, AMBIENT)?;

@@ -7,7 +7,7 @@ use culvert_tests::eventually;
 use culvert_tests::kube::Image;
 
 use super::world::{LIMIT, SHOP, World, is_ready};
-use crate::run::{run_quietly, target};
+use crate::run::run_quietly;
 
 /// Where Culvert is installed.
 pub(super) const NAMESPACE: &str = "culvert-system";
@@ -16,7 +16,7 @@ const IMAGE: &str = concat!("localhost/culvert:", env!("CARGO_PKG_VERSION"));
 /// Imports the image into every node and installs the chart, as `culvertctl install` does.
 pub(super) fn install(world: &World) -> Result<()> {
     let image = Image::create(&world.topology.scope().directory().join("culvert-image"))?;
-    image.add_program(&target().join("debug/culvert"), "usr/bin/culvert")?;
+    image.add_program(&world.binaries.join("culvert"), "usr/bin/culvert")?;
     let archive = image.archive(IMAGE, &["/usr/bin/culvert"])?;
     world.nodes.iter().try_for_each(|node| node.import(&archive))?;
     run_quietly(culvertctl(world, "install").args(["--set", "image.pullPolicy=Never"]).args([
@@ -44,7 +44,7 @@ pub(super) fn uninstall(world: &World) -> Result<()> {
 }
 
 fn culvertctl(world: &World, command: &str) -> Command {
-    let mut culvertctl = Command::new(target().join("debug/culvertctl"));
+    let mut culvertctl = Command::new(world.binaries.join("culvertctl"));
     culvertctl.arg(command).env("KUBECONFIG", world.cluster.kubeconfig());
     culvertctl
 }
@@ -58,7 +58,7 @@ impl Untouched {
         for node in &world.nodes {
             // Everything that an agent may write to on a node.
             let script = "find /etc/cni/net.d /opt/cni/bin -type f -exec sha256sum {} + | sort; find /sys/fs/bpf | sort; \
-                          ls -A /run/culvert /var/lib/culvert 2>/dev/null || true; ip rule; ip route show table all";
+                          find /run/culvert /var/lib/culvert -mindepth 1 2>/dev/null || true; ip rule; ip route show table all";
             seen.push(node.machine().output(LIMIT, "/bin/sh", &["-c", script])?.success()?);
         }
         for pod in ["client", "neighbour", "web"] {

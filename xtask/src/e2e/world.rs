@@ -1,6 +1,7 @@
 //! The cluster, its nodes, and the pods that are to be taken into the mesh.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -28,12 +29,14 @@ pub(super) struct World {
     pub(super) cluster: ControlPlane,
     /// The address of the Service `shop/web`.
     pub(super) service: SocketAddr,
+    /// Where `culvert` and `culvertctl` are.
+    pub(super) binaries: PathBuf,
 }
 
 impl World {
     /// Nodes with pods that serve, and pods to call from: `shop/client` and `shop/neighbour` on n1, `shop/web` on n2,
     /// `outside/legacy` on n1.
-    pub(super) fn start() -> Result<Self> {
+    pub(super) fn start(binaries: PathBuf) -> Result<Self> {
         let mut cluster = ControlPlane::start_with_controllers()?;
         cluster.start_scheduler()?;
         let topology = Topology::new(2)?;
@@ -51,7 +54,7 @@ impl World {
         let found = cluster.get(&format!("/api/v1/namespaces/{SHOP}/services/web"))?.success()?;
         let address = found["spec"]["clusterIP"].as_str().context("a Service without an address")?.parse()?;
         let service = SocketAddr::new(address, PORT);
-        let world = Self { services: Some(services), nodes, topology, cluster, service };
+        let world = Self { services: Some(services), nodes, topology, cluster, service, binaries };
         for (namespace, name, _) in pods {
             world.await_running(namespace, name)?;
         }
