@@ -1,12 +1,18 @@
 //! Who signs workload certificates, and which roots and revocations the mesh trusts.
 //!
 //! [`CertificateAuthority`] is the seam between the certificates in use ([`crate::identity`]) and where they come
-//! from: a directory in Istio's `cacerts` form ([`DirectoryCa`]) or, on a cluster, the CA service.
+//! from: a directory in Istio's `cacerts` form ([`DirectoryCa`]) or, on a cluster, the CA service ([`ServiceCa`]): the
+//! controller's, which signs with an [`Authority`], or istiod's.
 
+mod authority;
 mod create;
+mod csr;
 mod directory;
 mod files;
 mod issue;
+mod material;
+mod proto;
+mod service;
 mod trust;
 
 #[cfg(test)]
@@ -23,7 +29,14 @@ use culvert_core::identity::Identity;
 use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
 
+pub use authority::Authority;
+pub(crate) use create::root as new_root;
+pub use csr::{CertificateRequest, CsrProblem, MAX_CSR};
 pub use directory::DirectoryCa;
+pub use material::{CA_CERT, CA_CRL, CA_KEY, CERT_CHAIN, Material, Origin, ROOT_CERT};
+pub(crate) use proto::CREATE_CERTIFICATE;
+pub use proto::{IstioCertificateRequest, IstioCertificateResponse};
+pub use service::{ServiceCa, ServiceOptions};
 pub(crate) use trust::unix_time;
 pub use trust::{CertificateId, TrustBundle, Usage, certificate_ids};
 
@@ -60,24 +73,29 @@ pub trait CertificateAuthority: Send + Sync {
     fn trust(&self) -> watch::Receiver<Arc<TrustBundle>>;
 }
 
+/// `certificate` in PEM (RFC 7468).
+pub fn certificate_pem(certificate: &CertificateDer<'_>) -> String {
+    pem::encode(&pem::Pem::new("CERTIFICATE", certificate.as_ref()))
+}
+
 /// Why a certificate authority cannot be used. Each message is one line that names the file and the cure.
 #[derive(Debug, thiserror::Error)]
 pub enum CaError {
     /// A file could not be read or written.
-    #[error("--ca-dir: {path}: {source}; {cure}")]
+    #[error("{place}: {source}; {cure}")]
     Io {
-        /// The file or directory.
-        path: String,
+        /// The file or directory, and the flag that names it.
+        place: String,
         /// What the system says.
         source: std::io::Error,
         /// What to do about it.
         cure: &'static str,
     },
     /// A file is there but says something unusable.
-    #[error("--ca-dir: {path}: {problem}; {cure}")]
+    #[error("{place}: {problem}; {cure}")]
     File {
-        /// The file.
-        path: String,
+        /// The file, and the flag or the object that it belongs to.
+        place: String,
         /// What is wrong with it.
         problem: String,
         /// What to do about it.

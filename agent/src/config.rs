@@ -1,5 +1,8 @@
 //! The command line of `culvert`. Each flag has an environment variable, `CULVERT_` and its name.
 
+mod authority;
+mod controller;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,6 +11,9 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::cluster;
 use crate::telemetry::logging::LogFormat;
+
+pub use authority::AuthorityConfig;
+pub use controller::ControllerConfig;
 
 /// The exit status for a bad configuration: `EX_CONFIG` of sysexits.h.
 pub const EXIT_CONFIG: u8 = 78;
@@ -26,6 +32,8 @@ pub struct Cli {
 pub enum Role {
     /// The node agent: takes the node's pods into the mesh and carries their traffic.
     Node(NodeConfig),
+    /// The controller: signs certificates, gives every namespace the roots, and says what became of policies.
+    Controller(ControllerConfig),
 }
 
 /// The node agent's flags.
@@ -40,10 +48,9 @@ pub struct NodeConfig {
     #[arg(long, env = "CULVERT_CONFIG_DIR", value_name = "DIR")]
     pub config_dir: Option<PathBuf>,
 
-    /// Sign certificates with the CA in this directory: ca-cert.pem, ca-key.pem, cert-chain.pem and root-cert.pem,
-    /// as in Istio's `cacerts`. Created if the directory is empty.
-    #[arg(long, env = "CULVERT_CA_DIR", value_name = "DIR")]
-    pub ca_dir: Option<PathBuf>,
+    /// Who signs certificates.
+    #[command(flatten)]
+    pub authority: AuthorityConfig,
 
     /// What outlives the agent besides the eBPF programs: the Kubernetes objects that it read last, from which it starts
     /// while the API server is away.
@@ -110,17 +117,10 @@ impl NodeConfig {
             None if cluster::is_configured() => {}
             None => return Err(ConfigError(cluster::NOT_CONFIGURED.to_owned())),
         }
-        if self.ca_dir.is_none() {
-            return Err(ConfigError("--ca-dir: not given; name the directory of the CA that signs".to_owned()));
-        }
+        self.authority.check()?;
         is_directory("--cgroup", &self.cgroup, "give the cgroup v2 directory that holds the pods' cgroups")?;
         let ports = [self.admin_addr, self.metrics_addr, self.readiness_addr];
-        if ports.iter().enumerate().any(|(i, a)| a.port() != 0 && ports[..i].iter().any(|b| a == b)) {
-            return Err(ConfigError(
-                "--admin-addr, --metrics-addr, --readiness-addr: two are the same; give each its own port".to_owned(),
-            ));
-        }
-        Ok(())
+        distinct("--admin-addr, --metrics-addr, --readiness-addr", &ports)
     }
 
     /// The number of worker threads.
@@ -128,6 +128,15 @@ impl NodeConfig {
         let cpus = || std::thread::available_parallelism().map_or(1, usize::from).min(16);
         self.workers.map_or_else(cpus, usize::from)
     }
+}
+
+/// Whether the addresses that `flags` gave differ; port 0 is any.
+fn distinct(flags: &str, addresses: &[SocketAddr]) -> Result<(), ConfigError> {
+    let is_taken = |(i, a): (usize, &SocketAddr)| a.port() != 0 && addresses[..i].contains(a);
+    if addresses.iter().enumerate().any(is_taken) {
+        return Err(ConfigError(format!("{flags}: two are the same; give each its own port")));
+    }
+    Ok(())
 }
 
 fn is_directory(flag: &str, path: &Path, cure: &str) -> Result<(), ConfigError> {
@@ -153,7 +162,7 @@ pub fn one_line(error: &clap::Error) -> String {
     let details: Vec<&str> =
         lines.take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more")).collect();
     let details = if details.is_empty() { String::new() } else { format!(" {}", details.join(", ")) };
-    format!("{first}{details}; see `culvert node --help`")
+    format!("{first}{details}; see `culvert --help`")
 }
 
 #[cfg(test)]
@@ -162,7 +171,7 @@ mod tests {
 
     fn node(extra: &[&str]) -> Result<NodeConfig, clap::Error> {
         let flags = ["culvert", "node", "--node-name", "n1", "--config-dir", "/", "--ca-dir", "/", "--cgroup", "/"];
-        let Role::Node(config) = Cli::try_parse_from(flags.iter().chain(extra))?.role;
+        let Role::Node(config) = Cli::try_parse_from(flags.iter().chain(extra))?.role else { panic!("another role") };
         Ok(config)
     }
 
@@ -187,9 +196,16 @@ mod tests {
     }
 
     #[test]
-    fn a_ca_has_to_be_named() {
-        let config = NodeConfig { ca_dir: None, ..node(&[]).unwrap() };
-        assert!(config.check().unwrap_err().to_string().starts_with("--ca-dir: not given"));
+    fn without_a_directory_the_ca_service_signs() {
+        let service = |address: &str| {
+            let mut config = node(&["--ca-address", address]).unwrap();
+            config.authority.ca_dir = None;
+            config.check().map_err(|error| error.to_string())
+        };
+        assert_eq!(service("istiod.istio-system.svc:15012"), Ok(()));
+        for bad in ["istiod.istio-system.svc", ":15012", "istiod:0", "istiod:x"] {
+            assert!(service(bad).unwrap_err().starts_with("--ca-address: "), "{bad}");
+        }
     }
 
     #[test]

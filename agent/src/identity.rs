@@ -22,3 +22,4 @@ pub use clock::{Clock, SystemClock, TokioClock};
 pub use explain::TlsProblem;
 pub use peer::{PeerError, TrustDomains, peer_identities, verify_peer, verify_server};
 pub use store::{CertificateHandle, CertificateStore, FetchError, StoreOptions};
+pub(crate) use tls::{provider as tls_provider, wall_time};

@@ -7,6 +7,7 @@
 //! | [`cluster`] | the client of the Kubernetes API server, and its refusals in one line | what is asked |
 //! | [`source`] | where objects come from: a directory of YAML | what objects mean |
 //! | [`ca`], [`identity`] | signing, and the certificates in use: cache, rotation, verifiers | which peer is expected |
+//! | [`controller`] | the CA service, the roots in every namespace, statuses of policies: what a cluster needs once | traffic |
 //! | [`hbone`] | the tunnel: TLS and HTTP/2 over sockets, the client pool, the server | authorization |
 //! | [`proxy`] | outbound, inbound, plaintext and passthrough; the live connections | netns |
 //! | [`telemetry`], [`admin`] | metrics, access log; the admin endpoints | |
@@ -15,6 +16,7 @@ pub mod admin;
 pub mod ca;
 pub mod cluster;
 pub mod config;
+pub mod controller;
 pub mod enrolment;
 pub mod hbone;
 pub mod identity;

@@ -1,10 +1,11 @@
-//! `culvert`: the node agent (role `node`).
+//! `culvert`: the node agent (role `node`) and the controller (role `controller`).
 
 use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
-use culvert::config::{Cli, EXIT_CONFIG, NodeConfig, Role, one_line};
+use culvert::config::{Cli, ControllerConfig, EXIT_CONFIG, NodeConfig, Role, one_line};
+use culvert::controller::Controller;
 use culvert::node::Node;
 use culvert::telemetry::logging;
 use tokio::signal::unix::{SignalKind, signal};
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
     };
     match role {
         Role::Node(config) => node(config),
+        Role::Controller(config) => controller(config),
     }
 }
 
@@ -51,6 +53,44 @@ fn node(config: NodeConfig) -> ExitCode {
         let [admin, metrics, readiness] = node.addresses();
         tracing::info!(%admin, %metrics, %readiness, "listening");
         match node.run(stop_signal()).await {
+            Ok(()) => {
+                tracing::info!("stopped");
+                ExitCode::SUCCESS
+            }
+            Err(error) => failed(&error),
+        }
+    })
+}
+
+/// The life of a controller.
+fn controller(mut config: ControllerConfig) -> ExitCode {
+    if let Err(error) = config.check() {
+        return bad_configuration(&error.to_string());
+    }
+    let log = match logging::init(config.log_format, &config.log_level) {
+        Ok(log) => log,
+        Err(error) => return bad_configuration(&format!("--log-level: {error}")),
+    };
+    // Signing is a matter of microseconds, and the rest is waiting: one thread carries it.
+    let runtime =
+        match tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(BLOCKING_THREADS).build()
+        {
+            Ok(runtime) => runtime,
+            Err(error) => return failed(&error.into()),
+        };
+    raise_descriptor_limit();
+    runtime.block_on(async {
+        let (version, replica) = (env!("CARGO_PKG_VERSION"), config.identity());
+        tracing::info!(version, namespace = config.namespace, replica, "culvert controller");
+        let controller = match Controller::build(config, log).await {
+            Ok(controller) => controller,
+            Err(error) => return failed(&error),
+        };
+        match controller.addresses() {
+            Ok([ca, admin, metrics, readiness]) => tracing::info!(%ca, %admin, %metrics, %readiness, "listening"),
+            Err(error) => return failed(&error.into()),
+        }
+        match controller.run(stop_signal()).await {
             Ok(()) => {
                 tracing::info!("stopped");
                 ExitCode::SUCCESS

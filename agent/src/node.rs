@@ -9,7 +9,6 @@ use culvert_core::mesh::{Mesh, Snapshot};
 use tokio::sync::{mpsc, watch};
 
 use crate::admin::{self, AdminState, Endpoint, Report};
-use crate::ca::DirectoryCa;
 use crate::cluster::Cluster;
 use crate::config::NodeConfig;
 use crate::enrolment::{self, Identities, States};
@@ -47,8 +46,7 @@ impl Node {
     pub async fn build(config: NodeConfig, log: LogHandle) -> anyhow::Result<Self> {
         let programs = redirect::Config { cgroup: config.cgroup.clone(), pin_path: config.pin_dir.clone() };
         let redirect = Arc::new(Redirect::load(programs)?);
-        let authority =
-            DirectoryCa::open(config.ca_dir.as_deref().context("--ca-dir: not given")?).context("--ca-dir")?;
+        let authority = config.authority.open()?;
         let certificates = CertificateStore::new(authority, StoreOptions::default());
         let source = match &config.config_dir {
             Some(directory) => Source::Directory(Directory::open(directory).context("--config-dir")?),

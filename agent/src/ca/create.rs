@@ -16,7 +16,7 @@ use nix::fcntl::{Flock, FlockArg};
 use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyPair, KeyUsagePurpose};
 
 use super::CaError;
-use super::files::{CA_CERT, CA_KEY, CERT_CHAIN, REQUIRED, ROOT_CERT, bad};
+use super::material::{CA_CERT, CA_KEY, CERT_CHAIN, Origin, REQUIRED, ROOT_CERT};
 
 const LOCK: &str = ".culvert-ca.lock";
 const INCOMPLETE: &str = ".culvert-ca.incomplete";
@@ -34,7 +34,7 @@ pub(super) fn create_if_empty(directory: &Path, now: SystemTime) -> Result<bool,
         return Ok(false);
     }
     let io = |source| CaError::Io {
-        path: directory.display().to_string(),
+        place: format!("--ca-dir: {}", directory.display()),
         source,
         cure: "give a directory that can be written, or one that holds an authority already",
     };
@@ -66,8 +66,7 @@ fn refuse_other_things(directory: &Path, io: impl Fn(io::Error) -> CaError) -> R
         let name = entry.map_err(&io)?.file_name();
         let is_ours = name.as_encoded_bytes().starts_with(b".") || name == OsStr::new("lost+found");
         if !is_ours {
-            return Err(bad(
-                directory,
+            return Err(Origin::Directory(directory.to_owned()).bad(
                 CA_CERT,
                 format!("is missing, and the directory is not empty ({})", name.to_string_lossy()),
                 "give an empty directory to have an authority created, or one that holds ca-cert.pem, ca-key.pem, \
@@ -113,8 +112,8 @@ fn install(directory: &Path) -> io::Result<()> {
     fs::remove_dir(staging)
 }
 
-/// A self-signed root and its key, in PEM.
-fn root(now: SystemTime) -> Result<(String, String), rcgen::Error> {
+/// A self-signed root that is valid from an hour before `now` for ten years, and its key, in PEM.
+pub(crate) fn root(now: SystemTime) -> Result<(String, String), rcgen::Error> {
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();

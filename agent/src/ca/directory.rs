@@ -7,7 +7,8 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
-use super::files::{self, Loaded, Stamp};
+use super::authority::Authority;
+use super::files::{self, Stamp};
 use super::{BoxFuture, CaError, CertificateAuthority, SignedCertificate, SigningRequest, TrustBundle, create};
 use crate::identity::{Clock, SystemClock};
 
@@ -19,7 +20,7 @@ const POLL: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct DirectoryCa {
     directory: PathBuf,
-    loaded: ArcSwap<Loaded>,
+    loaded: ArcSwap<Authority>,
     trust: watch::Sender<Arc<TrustBundle>>,
     clock: Arc<dyn Clock>,
 }
@@ -46,7 +47,7 @@ impl DirectoryCa {
         let loaded = files::load(directory, clock.now())?;
         let ca = Arc::new(Self {
             directory: directory.to_owned(),
-            trust: watch::Sender::new(loaded.trust.clone()),
+            trust: watch::Sender::new(loaded.trust().clone()),
             loaded: ArcSwap::from_pointee(loaded),
             clock,
         });
@@ -57,7 +58,7 @@ impl DirectoryCa {
     fn reload(&self) {
         match files::load(&self.directory, self.clock.now()) {
             Ok(loaded) => {
-                let trust = loaded.trust.clone();
+                let trust = loaded.trust().clone();
                 self.loaded.store(Arc::new(loaded));
                 self.trust.send_if_modified(|current| {
                     let changed = !current.is_same_as(&trust);
@@ -76,7 +77,7 @@ impl DirectoryCa {
 }
 
 /// Looks at the files for as long as anyone uses the authority.
-async fn follow(ca: Weak<DirectoryCa>, mut seen: Stamp) {
+async fn follow(ca: Weak<DirectoryCa>, mut seen: Stamp<5>) {
     loop {
         tokio::time::sleep(POLL).await;
         let Some(ca) = ca.upgrade() else { return };

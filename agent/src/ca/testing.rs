@@ -137,7 +137,7 @@ fn ca_params(name: &str) -> CertificateParams {
 
 /// An authority that does as it is told: fails on demand, answers when let, counts what it was asked.
 pub(crate) struct ScriptedCa {
-    inner: Mutex<Arc<super::files::Loaded>>,
+    inner: Mutex<Arc<super::authority::Authority>>,
     pub(crate) trust: watch::Sender<Arc<TrustBundle>>,
     pub(crate) failures: Mutex<VecDeque<CaError>>,
     pub(crate) gate: Semaphore,
@@ -155,7 +155,7 @@ impl ScriptedCa {
     pub(crate) fn gated(root: &Root, clock: Arc<dyn crate::identity::Clock>, permits: usize) -> Arc<Self> {
         let loaded = load(root, &root.pem, &*clock);
         Arc::new(Self {
-            trust: watch::Sender::new(loaded.trust.clone()),
+            trust: watch::Sender::new(loaded.trust().clone()),
             inner: Mutex::new(Arc::new(loaded)),
             failures: Mutex::default(),
             gate: Semaphore::new(permits),
@@ -167,7 +167,7 @@ impl ScriptedCa {
     /// Signs with `root` and trusts `roots` from now on.
     pub(crate) fn replace(&self, root: &Root, roots: &str) {
         let loaded = load(root, roots, &*self.clock);
-        let trust = loaded.trust.clone();
+        let trust = loaded.trust().clone();
         *self.inner.lock().unwrap() = Arc::new(loaded);
         self.trust.send_replace(trust);
     }
@@ -178,7 +178,7 @@ impl ScriptedCa {
     }
 }
 
-fn load(root: &Root, roots: &str, clock: &dyn crate::identity::Clock) -> super::files::Loaded {
+fn load(root: &Root, roots: &str, clock: &dyn crate::identity::Clock) -> super::authority::Authority {
     let directory = TempDir::new();
     root.install(&directory, &root.pem, roots);
     super::files::load(directory.path(), clock.now()).unwrap()

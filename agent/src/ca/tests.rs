@@ -55,7 +55,7 @@ fn agents_that_start_at_once_end_with_one_authority() {
         let start = |_| {
             scope.spawn(|| {
                 let created = create::create_if_empty(path, now()).unwrap();
-                (created, files::load(path, now()).unwrap().trust.roots().to_vec())
+                (created, files::load(path, now()).unwrap().trust().roots().to_vec())
             })
         };
         let agents: Vec<_> = (0..8).map(start).collect();
@@ -108,7 +108,10 @@ fn an_intermediate_authority_sends_the_way_to_its_root() {
     let loaded = files::load(directory.path(), now()).unwrap();
     let signed = loaded.sign(&request(), now()).unwrap();
     assert_eq!(signed.chain[1..], [signing.der.clone(), middle.der.clone()]);
-    loaded.trust.verify(&signed.chain[0], &signed.chain[1..], Usage::Client, unix_time(now()), &algorithms()).unwrap();
+    loaded
+        .trust()
+        .verify(&signed.chain[0], &signed.chain[1..], Usage::Client, unix_time(now()), &algorithms())
+        .unwrap();
 }
 
 #[test]
@@ -251,7 +254,7 @@ fn a_revoked_certificate_is_refused_and_found_among_live_ones() {
     let serial = x509_parser::parse_x509_certificate(&signed.chain[0]).unwrap().1.raw_serial().to_vec();
     directory.write("ca-crl.pem", &root.revoke(&serial));
 
-    let trust = files::load(directory.path(), now()).unwrap().trust;
+    let trust = files::load(directory.path(), now()).unwrap().trust().clone();
     let verify = |signed| trust.verify(leaf(signed), &[], Usage::Client, unix_time(now()), &algorithms());
     assert_eq!(verify(&signed), Err(webpki::Error::CertRevoked));
     assert_eq!(verify(&spared), Ok(()));

@@ -6,7 +6,7 @@ use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, TrustAnchor, UnixTime};
 use smallvec::SmallVec;
 
-use super::files::{CA_CRL, ROOT_CERT};
+use super::material::{CA_CRL, ROOT_CERT};
 use webpki::{
     CertRevocationList, EndEntityCert, KeyUsage, OwnedCertRevocationList, RevocationOptionsBuilder, UnknownStatusPolicy,
 };
@@ -107,6 +107,16 @@ impl TrustBundle {
                 digest(list.issuer()) == id.issuer && list.find_serial(&id.serial).is_ok_and(|found| found.is_some())
             })
         })
+    }
+}
+
+#[cfg(test)]
+impl TrustBundle {
+    /// Whether a list of `issuer`, a name in DER, has `serial` on it.
+    pub(crate) fn revokes(&self, issuer: &[u8], serial: &[u8]) -> bool {
+        // webpki's names are without the tag and length of their SEQUENCE.
+        let issuer = &issuer[2..];
+        self.is_revoked(&[CertificateId { issuer: digest(issuer), serial: serial.into() }])
     }
 }
 

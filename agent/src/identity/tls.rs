@@ -46,7 +46,7 @@ static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
 });
 
 /// The crypto of the mesh.
-pub(super) fn provider() -> &'static Arc<CryptoProvider> {
+pub(crate) fn provider() -> &'static Arc<CryptoProvider> {
     &PROVIDER
 }
 
@@ -238,6 +238,11 @@ fn certificate_error(error: webpki::Error) -> CertificateError {
         webpki::Error::RequiredEkuNotFoundContext(_) => CertificateError::InvalidPurpose,
         other => CertificateError::Other(OtherError(Arc::new(other))),
     }
+}
+
+/// `clock` as rustls takes it.
+pub(crate) fn wall_time(clock: Arc<dyn Clock>) -> Arc<dyn TimeProvider> {
+    Arc::new(WallTime(clock))
 }
 
 /// Hands a [`Clock`] to rustls.

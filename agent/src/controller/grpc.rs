@@ -1,0 +1,54 @@
+//! The gRPC service around the [`Issuer`], as a generated one would be.
+
+use std::convert::Infallible;
+use std::task::{Context, Poll};
+
+use tonic::body::Body;
+use tonic::codegen::{BoxFuture, http};
+use tonic::server::{Grpc, UnaryService};
+use tonic::{Request, Response, Status};
+use tonic_prost::ProstCodec;
+use tower::Service;
+
+use super::issuer::Issuer;
+use crate::ca::{CREATE_CERTIFICATE, IstioCertificateRequest, IstioCertificateResponse, MAX_CSR};
+
+/// The largest request: a CSR, and a name.
+const MAX_REQUEST: usize = MAX_CSR + (8 << 10);
+
+/// `istio.v1.auth.IstioCertificateService`.
+#[derive(Clone)]
+pub(super) struct CertificateService(pub(super) Issuer);
+
+impl Service<http::Request<Body>> for CertificateService {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<Self::Response, Infallible>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let method = CreateCertificate(self.0.clone());
+        Box::pin(async move {
+            if request.uri().path() != CREATE_CERTIFICATE {
+                return Ok(Status::unimplemented("").into_http());
+            }
+            let mut grpc = Grpc::new(ProstCodec::default()).max_decoding_message_size(MAX_REQUEST);
+            Ok(grpc.unary(method, request).await)
+        })
+    }
+}
+
+struct CreateCertificate(Issuer);
+
+impl UnaryService<IstioCertificateRequest> for CreateCertificate {
+    type Response = IstioCertificateResponse;
+    type Future = BoxFuture<Response<IstioCertificateResponse>, Status>;
+
+    fn call(&mut self, request: Request<IstioCertificateRequest>) -> Self::Future {
+        let issuer = self.0.clone();
+        Box::pin(async move { issuer.create_certificate(request).await })
+    }
+}
