@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use culvert_tests::objects::{self, authorization_policy};
 use culvert_tests::{Pod, eventually};
+use support::authority::Authority;
 use support::echo::{self, Echo};
 use support::peer::{DATA, END_STREAM, GOAWAY, HEADERS, Raw, connect, connect_frame, frame, status, tls};
 use support::{LIMIT, Mesh};
@@ -331,4 +332,40 @@ fn each_call_is_counted_and_logged_on_both_sides() {
     line("error", &["direction=\"inbound\"", "Connection refused"]);
     line("error", &["direction=\"outbound\"", "http status 503"]);
     assert!(scene.echo.accepted() >= 1);
+}
+
+#[test]
+fn a_pod_is_taken_in_only_once_its_certificate_is_there() {
+    const LIFETIME: Duration = Duration::from_secs(6);
+    let mut made = Instant::now();
+    let mesh = Mesh::start_with(&[(1, "app"), (1, "late")], &[], |config| {
+        Authority::create(&config.ca, LIFETIME).unwrap();
+        made = Instant::now();
+    })
+    .unwrap();
+    let report = || mesh.agent.admin("/redirection").unwrap().body;
+    let captured = |uid: &str| {
+        let report: serde_json::Value = serde_json::from_str(&report()).unwrap();
+        report["programs"].as_array().unwrap().iter().any(|pod| pod["uid"] == uid)
+    };
+    assert!(captured("shop-app") && captured("shop-late"), "{}", report());
+    let pods = |late: bool| {
+        let each = ["app", "late"].into_iter().filter(|name| late || *name != "late");
+        each.map(|name| objects::pod(mesh.topology.pod(name), name)).collect::<Vec<_>>()
+    };
+    mesh.directory.write("pods", &pods(false)).unwrap();
+    eventually(LIMIT, "the pod to leave", || (!captured("shop-late")).then_some(())).unwrap();
+    thread::sleep((LIFETIME + SECOND).saturating_sub(made.elapsed()));
+
+    // The authority has ended: nobody can certify who the pod is.
+    mesh.directory.write("pods", &pods(true)).unwrap();
+    let says = |what: &str| {
+        let found = eventually(LIMIT, what, || mesh.agent.log().contains(what).then_some(()));
+        found.unwrap_or_else(|error| panic!("{error:#}\n{}", mesh.agent.log()));
+    };
+    says("cannot be enrolled: ");
+    says("ca-cert.pem: has expired");
+    assert!(!captured("shop-late"), "a pod without a certificate is captured: {}", report());
+    Authority::create(&mesh.ca, Duration::from_secs(3600)).unwrap();
+    eventually(2 * LIMIT, "the pod to be taken in", || captured("shop-late").then_some(())).unwrap();
 }

@@ -43,12 +43,27 @@ impl Authority {
         Ok(Self { issuer, root: read("root-cert.pem")?, directory: Some(directory.to_owned()) })
     }
 
+    /// One for `--ca-dir` that ends soon.
+    pub(crate) fn create(directory: &Path, lifetime: Duration) -> Result<()> {
+        fs::create_dir_all(directory)?;
+        let key = KeyPair::generate()?;
+        let now = SystemTime::now();
+        let mut params = root_params();
+        (params.not_before, params.not_after) = ((now - HOUR).into(), (now + lifetime).into());
+        let root = params.self_signed(&key)?.pem();
+        let files = [
+            ("ca-key.pem", key.serialize_pem()),
+            ("ca-cert.pem", root.clone()),
+            ("cert-chain.pem", root.clone()),
+            ("root-cert.pem", root),
+        ];
+        files.into_iter().try_for_each(|(name, text)| Ok(fs::write(directory.join(name), text)?))
+    }
+
     /// One that nobody trusts.
     pub(crate) fn unknown() -> Result<Self> {
         let key = KeyPair::generate()?;
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let params = root_params();
         let root = params.self_signed(&key)?.pem();
         Ok(Self { issuer: Issuer::new(params, key), root, directory: None })
     }
@@ -124,6 +139,13 @@ impl Leaf {
             root: write("root", root)?,
         })
     }
+}
+
+fn root_params() -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params
 }
 
 fn params(identity: &str, from: SystemTime, until: SystemTime) -> Result<(CertificateParams, SerialNumber)> {

@@ -8,6 +8,7 @@ pub(crate) mod echo;
 pub(crate) mod envoy;
 pub(crate) mod peer;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -25,6 +26,8 @@ pub(crate) struct Mesh {
     pub(crate) agent: Agent,
     pub(crate) directory: ConfigDir,
     pub(crate) authority: Authority,
+    /// The agent's `--ca-dir`.
+    pub(crate) ca: PathBuf,
     pub(crate) topology: Topology,
 }
 
@@ -53,7 +56,7 @@ impl Mesh {
         let mut agent = Agent::start(&topology, topology.node(1), &config)?;
         agent.wait_ready(LIMIT)?;
         let authority = Authority::open(&config.ca)?;
-        Ok(Self { agent, directory, authority, topology })
+        Ok(Self { agent, directory, authority, ca: config.ca, topology })
     }
 }
 
