@@ -112,6 +112,22 @@ fn a_policy_closes_what_it_no_longer_allows_and_nothing_else() {
 }
 
 #[test]
+fn a_pod_that_comes_to_be_selected_loses_what_the_policy_denies() {
+    let guarded = Scene::deny("client").replace("spec:\n", "spec:\n  selector: {matchLabels: {guarded: 'yes'}}\n");
+    let scene = Scene::with(&[guarded]);
+    let (mut client, mut other) = (scene.open("client"), scene.open("other"));
+    echo::ping(&mut client).unwrap();
+    let pods = scene.mesh.topology.pods().iter();
+    let labelled: Vec<_> =
+        pods.map(|pod| objects::pod(pod, pod.name()).replace("{app: app}", "{app: app, guarded: 'yes'}")).collect();
+    scene.mesh.directory.write("pods", &labelled).unwrap();
+    let took = time_to_end(&mut client, LIMIT);
+    assert!(took < SECOND, "{took:?}");
+    assert!(!scene.can_connect("client"));
+    echo::ping(&mut other).unwrap();
+}
+
+#[test]
 fn strict_closes_plaintext_and_leaves_the_mesh_alone() {
     let scene = Scene::new();
     scene.mesh.directory.write("peer-authentication", &[objects::peer_authentication("shop", "PERMISSIVE")]).unwrap();
