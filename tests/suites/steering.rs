@@ -98,7 +98,7 @@ fn calls_to_itself_and_localhost_are_left_alone_and_host_probes_pass_where_other
 
 #[test]
 fn a_dead_agent_refuses_both_ways_at_once_and_the_next_one_takes_over_within_a_second() -> Result<()> {
-    // Unoptimized, on a busy machine, it takes about half of it.
+    // Unoptimized, it takes a quarter of it.
     const TAKEN_OVER: Duration = Duration::from_secs(1);
     const SECRET: &str = "/not-for-everyone";
     let mesh = Mesh::new(&[(1, "shop", "a"), (1, "shop", "b"), (2, "shop", "c"), (2, "outside", "o")])?;
@@ -134,9 +134,9 @@ fn a_dead_agent_refuses_both_ways_at_once_and_the_next_one_takes_over_within_a_s
         eventually(START, "an answer after the restart", || reaches(from, to).ok())
             .with_context(|| format!("{} to {}: {}", from.name(), to.name(), near.log()))?;
     }
-    let took = started.elapsed();
-    println!("served again {took:?} after the start of the agent");
-    ensure!(took < TAKEN_OVER, "served again only after {took:?}");
+    let (took, slowdown) = (started.elapsed(), slowdown(&near)?);
+    println!("served again {took:?} after the start of the agent, on a machine {slowdown:.1} times too slow");
+    ensure!(took.div_f64(slowdown) < TAKEN_OVER, "served again only after {took:?}, {slowdown:.1} times slowed down");
     near.wait_ready(START)?;
     let refusals = Counts::of(&near)?.since(&counted);
     ensure!(refusals.get("outbound_no_listener").is_some_and(|count| *count >= 12), "{refusals:?}");
@@ -220,4 +220,18 @@ fn a_link_that_goes_down_ends_what_crossed_it_in_time_and_serves_again_when_it_i
     mesh.topology.mend(1, 2)?;
     eventually(LIMIT, "connections over the mended link", || reaches(a, c).and_then(|()| reaches(a, d)).ok())
         .with_context(|| near.log())
+}
+
+/// How much longer than it needs everything takes the agent because others have the processors: its threads' time of
+/// running and waiting for one, by its time of running.
+fn slowdown(agent: &Agent) -> Result<f64> {
+    let (mut running, mut waiting) = (0.0, 0.0);
+    for task in fs::read_dir(format!("/proc/{}/task", agent.pid()))? {
+        // Nanoseconds on a processor, nanoseconds ready for one (Documentation/scheduler/sched-stats.rst).
+        let stat = fs::read_to_string(task?.path().join("schedstat"))?;
+        let mut fields = stat.split(' ').map(str::parse::<f64>);
+        running += fields.next().context("no schedstat")??;
+        waiting += fields.next().context("no schedstat")??;
+    }
+    Ok(((running + waiting) / running.max(1.0)).max(1.0))
 }
