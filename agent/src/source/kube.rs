@@ -51,8 +51,9 @@ pub use status::{ResourceStatus, State, Status};
 
 /// How many changes an update has, roughly.
 const PIECE: usize = 256;
-/// How many pieces of the followers, and how many updates, wait for whoever takes them.
-const WAITING_PIECES: usize = 32;
+/// How many pieces of the followers, and how many updates, wait for whoever takes them: few, since a piece is as much of
+/// a list as arrives at once, which may be some hundred kilobytes.
+const WAITING_PIECES: usize = 6;
 const WAITING_UPDATES: usize = 2;
 /// How long the objects of an earlier agent wait for better ones: about as long as lists take.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -97,7 +98,7 @@ impl Kube {
             client: cluster.client(),
             name: definitions::NAME.into(),
             versions: vec![("v1", definitions::PATH.to_owned())],
-            accept: request::METADATA,
+            form: request::Form::Metadata,
             presence: None,
             sink: Sink::Definitions(definitions),
             board: board.clone(),

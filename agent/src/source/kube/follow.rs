@@ -15,7 +15,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::definitions::Presence;
-use super::request::{self, Address, Failure, Head};
+use super::request::{self, Address, Failure, Form, Head};
 use super::resource::Resource;
 use super::sink::{Closed, Piece, Sink};
 use super::split::Cut;
@@ -41,7 +41,7 @@ pub(super) struct Follower {
     pub(super) name: Arc<str>,
     /// The paths of its versions, the best first.
     pub(super) versions: Vec<(&'static str, String)>,
-    pub(super) accept: &'static str,
+    pub(super) form: Form,
     /// Whether it is there, where that is not certain.
     pub(super) presence: Option<watch::Receiver<Presence>>,
     pub(super) sink: Sink,
@@ -61,7 +61,7 @@ impl Follower {
         is_back: Arc<Notify>,
     ) -> Self {
         let versions = resource.versions.iter().map(|version| (*version, resource.path(version))).collect();
-        Self { client, name: resource.name().into(), versions, accept: request::WHOLE, presence, sink, board, is_back }
+        Self { client, name: resource.name().into(), versions, form: Form::Whole, presence, sink, board, is_back }
     }
 
     /// Follows it until nobody wants it any more.
@@ -98,7 +98,7 @@ impl Follower {
             return Ok(End::Again);
         }
         for (version, path) in &self.versions {
-            let address = Address { path, accept: self.accept };
+            let address = Address { path, form: self.form };
             match list(&self.client, address, &mut self.sink).await? {
                 Ok(resource_version) => {
                     pauses.reset();
@@ -136,7 +136,7 @@ impl Follower {
     ) -> Result<End, Closed> {
         loop {
             let limit = Duration::from_secs(rand::rng().random_range(WATCH_SECONDS));
-            let address = Address { path, accept: self.accept };
+            let address = Address { path, form: self.form };
             let started = Instant::now();
             let ended = match request::watch(&self.client, address, &from, limit).await {
                 Ok(mut events) => {

@@ -21,11 +21,32 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The most bytes of a refusal.
 const MAX_REFUSAL: usize = 64 << 10;
 
-/// The objects as they are.
-pub(super) const WHOLE: &str = "application/json";
-/// Their metadata alone.
-pub(super) const METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,\
-                                   application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
+/// Which form of the objects is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// As they are.
+    Whole,
+    /// Their metadata alone.
+    Metadata,
+}
+
+impl Form {
+    /// What a list is to be; a server may refuse one that is offered the other form beside it.
+    fn list(self) -> &'static str {
+        match self {
+            Self::Whole => "application/json",
+            Self::Metadata => "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1",
+        }
+    }
+
+    /// What the objects of a watch are to be.
+    fn watch(self) -> &'static str {
+        match self {
+            Self::Whole => "application/json",
+            Self::Metadata => "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1",
+        }
+    }
+}
 
 /// Why a list or a watch failed or ended.
 #[derive(Debug)]
@@ -49,8 +70,8 @@ pub(super) enum Failure {
 pub(super) struct Address<'a> {
     /// The path, with a `?` and further parameters.
     pub(super) path: &'a str,
-    /// Which form of the objects is asked for.
-    pub(super) accept: &'static str,
+    /// The form of the objects.
+    pub(super) form: Form,
 }
 
 /// Asks for a page of a list: the first, or the one that the page before named.
@@ -59,7 +80,7 @@ pub(super) async fn list(client: &Client, address: Address<'_>, next: Option<&st
         Some(next) => format!("{}limit={PAGE}&continue={}", address.path, encode(next)),
         None => format!("{}limit={PAGE}", address.path),
     };
-    let body = send(client, &path, address.accept).await?;
+    let body = send(client, &path, address.form.list()).await?;
     Ok(Page { body, cutter: ListCutter::default() })
 }
 
@@ -76,7 +97,7 @@ pub(super) async fn watch(
         encode(version),
         limit.as_secs()
     );
-    let body = send(client, &path, address.accept).await?;
+    let body = send(client, &path, address.form.watch()).await?;
     Ok(Events { body, cutter: LineCutter::default() })
 }
 

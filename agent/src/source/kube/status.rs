@@ -126,6 +126,11 @@ impl Board {
         self.change(name, |resource| {
             resource.is_complete = true;
             resource.is_listed = true;
+            // Its follower says so as well, but perhaps only after whoever takes the objects has asked.
+            if matches!(resource.state, State::Waiting | State::Failing) {
+                resource.state = State::Listed;
+                resource.problem = None;
+            }
         });
         if lock(&self.resources).values().all(|resource| resource.is_listed) {
             *lock(&self.snapshot) = None;
