@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use self::template::Templates;
+pub(crate) use self::template::minor_version;
 use self::values::Values;
 
 /// The namespace that Culvert is installed in unless another is named.
@@ -58,7 +59,7 @@ impl Release {
         files: &[(String, String)],
         sets: &[String],
     ) -> Result<Self> {
-        template::minor_version(kube_version)?;
+        minor_version(kube_version)?;
         let values = Values::merge(VALUES, files, sets)?;
         Ok(Self { namespace: namespace.to_owned(), kube_version: kube_version.to_owned(), values })
     }
@@ -150,6 +151,11 @@ pub(crate) const KINDS: [(&str, &str); 14] = [
     ("apps/v1", "DaemonSet"),
     ("monitoring.coreos.com/v1", "PodMonitor"),
 ];
+
+/// Whether objects of one of [`KINDS`] are in a namespace.
+pub(crate) fn is_namespaced(kind: &str) -> bool {
+    !matches!(kind, "Namespace" | "ClusterRole" | "ClusterRoleBinding" | "CustomResourceDefinition")
+}
 
 fn rank(object: &Value) -> usize {
     let kind = object["kind"].as_str().unwrap_or_default();

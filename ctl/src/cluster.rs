@@ -72,8 +72,12 @@ impl Cluster {
 
     /// The object of this name, if it is there.
     pub(crate) async fn find(&self, id: &Id) -> Result<Option<DynamicObject>> {
-        let found = self.api(&id.api_version, &id.kind, id.namespace.as_deref()).get_opt(&id.name).await;
-        found.map_err(|error| explain(&error, "get", &id.to_string()))
+        match self.api(&id.api_version, &id.kind, id.namespace.as_deref()).get(&id.name).await {
+            Ok(found) => Ok(Some(found)),
+            // Also where the kind itself is not known.
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
+            Err(error) => Err(explain(&error, "get", &id.to_string())),
+        }
     }
 
     /// Sets what `object` says by server-side apply, and returns what has become of it.

@@ -2,6 +2,7 @@
 
 mod analyze;
 mod certificates;
+mod check;
 mod completions;
 mod connections;
 mod install;
@@ -46,6 +47,8 @@ pub(crate) enum Command {
     LogLevel(log_level::LogLevel),
     /// Say what is wrong with the objects of a directory.
     Analyze,
+    /// Say what a cluster or a node lacks for Culvert, before it is installed.
+    Check(check::Check),
     /// Install Culvert in a cluster, or change how it is installed.
     Install(install::Install),
     /// Bring an installation to this version, with the values it has.
@@ -85,6 +88,7 @@ impl Command {
             Self::Connections => connections::run(options),
             Self::LogLevel(command) => command.run(options),
             Self::Analyze => analyze::run(options),
+            Self::Check(command) => command.run(options),
             Self::Install(command) => command.run(),
             Self::Upgrade(command) => command.run(),
             Self::Uninstall(command) => command.run(),

@@ -5,6 +5,7 @@
 
 mod admin;
 mod chart;
+mod check;
 mod cluster;
 mod commands;
 mod directory;

@@ -7,6 +7,7 @@ mod demo;
 mod e2e;
 mod ebpf;
 mod fuzz;
+mod image;
 mod kernels;
 mod run;
 mod setup;
@@ -43,6 +44,8 @@ enum Task {
     E2e(e2e::EndToEnd),
     /// Boot other kernels under QEMU and enrol pods on each
     Kernels(kernels::Kernels),
+    /// Build the container image as an OCI archive, without Docker
+    Image(image::Options),
     /// Write what is generated in deploy/: the CRDs and the chart's schema of values
     Crds,
     /// Run every fuzz target for a bounded time
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Task::Bench(options) => bench::measure(&options),
         Task::E2e(options) => e2e::prove(&options),
         Task::Kernels(options) => kernels::boot_all(&options),
+        Task::Image(options) => image::write(&options),
         Task::Crds => crds::write(),
         Task::Fuzz(options) => fuzz::run_targets(&options),
     };

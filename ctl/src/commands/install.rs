@@ -230,7 +230,10 @@ pub(crate) async fn refuse_helms(cluster: &Cluster, namespace: &str) -> Result<(
 /// The objects that this program has made, in whatever version of the chart.
 pub(crate) async fn installed(cluster: &Cluster) -> Result<Vec<Id>> {
     let mut found = Vec::new();
-    for (api_version, kind) in chart::KINDS {
+    // Before 1.21 there is no policy/v1, and since 1.25 nothing else.
+    let older = cluster.labelled("policy/v1", "PodDisruptionBudget", chart::OWNED).await?.is_empty();
+    let older = older.then_some(("policy/v1beta1", "PodDisruptionBudget"));
+    for (api_version, kind) in chart::KINDS.into_iter().chain(older) {
         for object in cluster.labelled(api_version, kind, chart::OWNED).await? {
             let managers = object.managed_fields().iter().filter_map(|fields| fields.manager.as_deref());
             if managers.into_iter().any(|manager| manager == MANAGER) {

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt as _};
 use tokio::time::{Instant, sleep};
@@ -15,8 +15,9 @@ use crate::cluster::{self, Cluster, ClusterOptions, Id, explain};
 use crate::output::write;
 
 const POLL: Duration = Duration::from_millis(500);
-/// The roots that the controller writes into every namespace, and the label it knows its own by.
-const ROOT_CERT: &str = "istio-ca-root-cert";
+/// The label by which the controller knows the ConfigMaps that it has written, and their names.
+const WRITTEN: &str = "app.kubernetes.io/managed-by=culvert";
+const WRITTEN_MAPS: [&str; 2] = ["istio-ca-root-cert", "istio-ca-crl"];
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Uninstall {
@@ -49,28 +50,26 @@ impl Uninstall {
         cluster::run(async {
             let cluster = Cluster::connect(&self.cluster).await?;
             let agents = Id::new("apps/v1", "DaemonSet", Some(&self.namespace), "culvert-node");
+            let controller = Id::new("apps/v1", "Deployment", Some(&self.namespace), "culvert-controller");
             if self.nodes_only {
-                self.remove(&cluster, &agents).await?;
-                self.wait_for_agents(&cluster).await?;
-                return Ok(ExitCode::SUCCESS);
+                return self.stop(&cluster, &agents).await.map(|()| ExitCode::SUCCESS);
             }
             refuse_helms(&cluster, &self.namespace).await?;
             // The API server is asked for everything before anything is deleted: a permission that is missing must
             // not leave half of it.
             let mut objects = installed(&cluster).await?;
-            objects.extend(self.written_at_run_time(&cluster).await?);
-            let namespaces: Vec<_> = objects.extract_if(.., |id| id.kind == "Namespace").collect();
             let definitions = if self.crds { definitions(&cluster).await? } else { Vec::new() };
+            let namespaces: Vec<_> = objects.extract_if(.., |id| id.kind == "Namespace").collect();
             if objects.is_empty() && namespaces.is_empty() && definitions.is_empty() {
                 bail!("nothing of Culvert's is installed that culvertctl has made");
             }
-            objects.retain(|id| *id != agents);
-            self.remove(&cluster, &agents).await?;
-            self.wait_for_agents(&cluster).await?;
-            for id in objects.iter().rev() {
-                self.remove(&cluster, id).await?;
-            }
-            for id in &definitions {
+            self.written_at_run_time(&cluster).await?;
+            objects.retain(|id| *id != agents && *id != controller);
+            self.stop(&cluster, &agents).await?;
+            self.stop(&cluster, &controller).await?;
+            // Whatever the controller wrote, it writes no more.
+            let written = self.written_at_run_time(&cluster).await?;
+            for id in objects.iter().rev().chain(&written).chain(&definitions) {
                 self.remove(&cluster, id).await?;
             }
             for id in namespaces {
@@ -93,31 +92,35 @@ impl Uninstall {
         }
     }
 
-    /// Agents that are told to stop after their DaemonSet is gone take every pod out of the mesh and remove their CNI
+    /// Deletes a DaemonSet or Deployment and waits for its pods to go.
+    ///
+    /// Agents that are told to stop when their DaemonSet is gone take every pod out of the mesh and remove their CNI
     /// plugin. Their permissions must last until then.
-    async fn wait_for_agents(&self, cluster: &Cluster) -> Result<()> {
+    async fn stop(&self, cluster: &Cluster, id: &Id) -> Result<()> {
+        self.remove(cluster, id).await?;
         if self.dry_run {
             return Ok(());
         }
         let deadline = Instant::now() + Duration::from_secs(self.timeout);
         let pods = Api::<Pod>::namespaced(cluster.client.clone(), &self.namespace);
+        let selected = ListParams::default().labels(&format!("app={}", id.name)).limit(500);
         let mut said = 0;
         loop {
-            let left = pods.list(&ListParams::default().labels("app=culvert-node").limit(500)).await;
-            let left = left.map_err(|error| explain(&error, "list", "pods"))?.items;
+            let left = pods.list(&selected).await.map_err(|error| explain(&error, "list", "pods"))?.items;
             if left.is_empty() {
-                return write("clean     every node: no agent is left\n");
+                return write(&format!("stopped   {}: none of its pods is left\n", id.name));
             }
             if left.len() != said {
                 said = left.len();
-                write(&format!("waiting   {said} agents to take their pods out of the mesh\n"))?;
+                write(&format!("waiting   for {said} pods of {} to stop\n", id.name))?;
             }
             if Instant::now() >= deadline {
                 let node = |pod: &Pod| pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default();
                 let nodes: Vec<_> = left.iter().map(node).take(5).collect();
                 bail!(
-                    "agents have not stopped within {} seconds on: {}; are these nodes up? Run this again, or delete \
-                     their pods (kubectl delete pod --force) and reboot the nodes",
+                    "pods of {} have not stopped within {} seconds on: {}; are these nodes up? Run this again, or \
+                     delete the pods (kubectl delete pod --force) and reboot the nodes",
+                    id.name,
                     self.timeout,
                     nodes.join(", ")
                 );
@@ -126,26 +129,21 @@ impl Uninstall {
         }
     }
 
-    /// What the controller makes: roots in every namespace, its own secret and lease.
+    /// What the controller makes: roots and revocations in every namespace, its own key and its lease.
     async fn written_at_run_time(&self, cluster: &Cluster) -> Result<Vec<Id>> {
-        let mut found = vec![
-            Id::new("coordination.k8s.io/v1", "Lease", Some(&self.namespace), "culvert-controller"),
-            Id::new("v1", "Secret", Some(&self.namespace), "culvert-ca-secret"),
-        ];
-        let maps = Api::<ConfigMap>::all(cluster.client.clone());
-        let roots = maps.list(&ListParams::default().fields(&format!("metadata.name={ROOT_CERT}"))).await;
-        for map in roots.map_err(|error| explain(&error, "list", "configmaps"))?.items {
-            // Istio's own controller labels its with istio.io/config.
-            let managers = map.managed_fields().iter().filter_map(|fields| fields.manager.as_deref());
-            if managers.into_iter().any(|manager| manager == "culvert-controller") {
-                found.push(Id::new("v1", "ConfigMap", map.namespace().as_deref(), ROOT_CERT));
+        let mut found = Vec::new();
+        for map in cluster.labelled("v1", "ConfigMap", WRITTEN).await? {
+            if WRITTEN_MAPS.contains(&map.name_any().as_str()) {
+                found.push(Id::new("v1", "ConfigMap", map.namespace().as_deref(), &map.name_any()));
             }
         }
-        let mut there = Vec::new();
-        for id in found {
-            there.extend(cluster.find(&id).await?.map(|_| id));
+        for (api_version, kind, name) in
+            [("coordination.k8s.io/v1", "Lease", "culvert-controller"), ("v1", "Secret", "culvert-ca-secret")]
+        {
+            let id = Id::new(api_version, kind, Some(&self.namespace), name);
+            found.extend(cluster.find(&id).await?.map(|_| id));
         }
-        Ok(there)
+        Ok(found)
     }
 
     async fn remove_namespace(&self, cluster: &Cluster, id: &Id) -> Result<()> {

@@ -1,5 +1,6 @@
 //! Small images for containerd, out of files: no registry, no Docker.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use serde_json::{Value, json};
 #[derive(Debug)]
 pub struct Image {
     directory: PathBuf,
+    labels: BTreeMap<String, String>,
 }
 
 impl Image {
@@ -21,7 +23,7 @@ impl Image {
     /// When it cannot be made.
     pub fn create(directory: &Path) -> Result<Self> {
         fs::create_dir_all(directory.join("root")).with_context(|| format!("cannot create {}", directory.display()))?;
-        Ok(Self { directory: directory.to_path_buf() })
+        Ok(Self { directory: directory.to_path_buf(), labels: BTreeMap::new() })
     }
 
     /// A small system: busybox under all its names.
@@ -71,10 +73,16 @@ impl Image {
     /// When it cannot be written.
     pub fn write(&self, path: &str, text: &str) -> Result<()> {
         let to = self.path(path);
+        fs::create_dir_all(to.parent().context("a path in an image")?)?;
         fs::write(&to, text).with_context(|| format!("cannot write {}", to.display()))
     }
 
-    /// An OCI archive of one layer, for `ctr images import`.
+    /// What the image says of itself.
+    pub fn label(&mut self, key: &str, value: &str) {
+        self.labels.insert(key.to_owned(), value.to_owned());
+    }
+
+    /// An OCI archive of one layer, for `ctr images import`. The same files give the same bytes.
     ///
     /// # Errors
     /// When tar or sha256sum fail.
@@ -82,17 +90,17 @@ impl Image {
         let blobs = self.directory.join("blobs/sha256");
         fs::create_dir_all(&blobs)?;
         let layer = self.directory.join("layer");
-        run(Command::new("tar")
-            .args(["--create", "--sort=name", "--owner=0", "--group=0", "--mtime=@0", "--file"])
-            .arg(&layer)
-            .arg("--directory")
-            .arg(self.directory.join("root"))
-            .arg("."))?;
+        run(tar().arg(&layer).arg("--directory").arg(self.directory.join("root")).arg("."))?;
         let layer = self.blob(&layer, "application/vnd.oci.image.layer.v1.tar")?;
         let config = json!({
             "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
             "os": "linux",
-            "config": { "Entrypoint": entrypoint, "Env": ["PATH=/bin:/usr/bin:/sbin:/usr/sbin"] },
+            "created": "1970-01-01T00:00:00Z",
+            "config": {
+                "Entrypoint": entrypoint,
+                "Env": ["PATH=/bin:/usr/bin:/sbin:/usr/sbin"],
+                "Labels": self.labels,
+            },
             "rootfs": { "type": "layers", "diff_ids": [layer["digest"]] },
         });
         let config = self.json_blob(&config, "application/vnd.oci.image.config.v1+json")?;
@@ -108,12 +116,7 @@ impl Image {
         fs::write(self.directory.join("index.json"), index.to_string())?;
         fs::write(self.directory.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
         let archive = self.directory.join("image.tar");
-        run(Command::new("tar")
-            .args(["--create", "--file"])
-            .arg(&archive)
-            .arg("--directory")
-            .arg(&self.directory)
-            .args(["blobs", "index.json", "oci-layout"]))?;
+        run(tar().arg(&archive).arg("--directory").arg(&self.directory).args(["blobs", "index.json", "oci-layout"]))?;
         Ok(archive)
     }
 
@@ -137,8 +140,58 @@ impl Image {
     }
 }
 
+/// What tar writes depends on names and contents alone.
+fn tar() -> Command {
+    let mut tar = Command::new("tar");
+    tar.args(["--create", "--sort=name", "--owner=0", "--group=0", "--numeric-owner", "--mtime=@0"]);
+    tar.args(["--mode=u+rwX,go+rX,go-w", "--format=gnu", "--file"]);
+    tar
+}
+
 fn run(command: &mut Command) -> Result<String> {
     let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
     ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scope::Scope;
+
+    /// What containerd looks for, and every digest where it says.
+    #[test]
+    fn an_archive_is_an_image_layout_and_the_same_each_time() {
+        let scope = Scope::new().unwrap();
+        let make = |name: &str| {
+            let mut image = Image::create(&scope.directory().join(name)).unwrap();
+            image.write("etc/deep/file", "text").unwrap();
+            image.label("a", "b");
+            image.archive("localhost/x:1", &["/bin/x"]).unwrap()
+        };
+        let first = make("image-1");
+        assert!(fs::read(&first).unwrap() == fs::read(make("image-2")).unwrap(), "not the same bytes");
+
+        let there = scope.directory().join("unpacked");
+        fs::create_dir_all(&there).unwrap();
+        run(Command::new("tar").arg("--extract").arg("--file").arg(&first).arg("--directory").arg(&there)).unwrap();
+        let json = |path: &Path| serde_json::from_slice::<Value>(&fs::read(path).unwrap()).unwrap();
+        let blob = |descriptor: &Value| {
+            let digest = descriptor["digest"].as_str().unwrap().strip_prefix("sha256:").unwrap().to_owned();
+            let path = there.join("blobs/sha256").join(&digest);
+            assert_eq!(fs::metadata(&path).unwrap().len(), descriptor["size"].as_u64().unwrap());
+            assert!(run(Command::new("sha256sum").arg(&path)).unwrap().starts_with(&digest));
+            path
+        };
+        assert_eq!(json(&there.join("oci-layout"))["imageLayoutVersion"], "1.0.0");
+        let manifest = json(&there.join("index.json"))["manifests"][0].clone();
+        assert_eq!(manifest["annotations"]["io.containerd.image.name"], "localhost/x:1");
+        let manifest = json(&blob(&manifest));
+        let config = json(&blob(&manifest["config"]));
+        assert_eq!(config["config"]["Labels"]["a"], "b");
+        let layer = blob(&manifest["layers"][0]);
+        assert_eq!(config["rootfs"]["diff_ids"][0], manifest["layers"][0]["digest"]);
+        let listed = run(Command::new("tar").arg("--list").arg("--verbose").arg("--file").arg(layer)).unwrap();
+        assert!(listed.contains("0/0") && listed.contains("etc/deep/file"), "{listed}");
+    }
 }
