@@ -8,7 +8,7 @@ use culvert_tests::kube::container;
 use culvert_tests::{Capture, eventually};
 
 use super::install::{NAMESPACE, ready};
-use super::world::{LIMIT, OUTSIDE, PORT, SECRET, SHOP, World, is_ready, must, pod};
+use super::world::{LIMIT, OUTSIDE, PORT, SECRET, SHOP, World, fetch, is_ready, must, pod};
 
 type Fact = fn(&mut World) -> Result<()>;
 
@@ -63,10 +63,10 @@ fn new_pod(world: &mut World) -> Result<()> {
     let wire = world.capture_wire()?;
     let to = world.address(SHOP, "web")?;
     // It calls as soon as it is, and says what it got.
-    let script = format!("wget -q -T 5 -O /tmp/got http://{to}/; httpd -f -p {PORT} -h /tmp");
+    let script = format!("{} >/tmp/got; exec httpd -f -p {PORT} -h /tmp", fetch(to));
     let eager = pod(SHOP, "eager", "n1");
     let command = eager.find("    args:").context("a pod's arguments")?;
-    world.cluster.apply(&format!("{}    args: ['{script}']\n", &eager[..command]))?;
+    world.cluster.apply(&format!("{}    args:\n    - |\n      {script}\n", &eager[..command]))?;
     world.await_running(SHOP, "eager")?;
     let got = eventually(LIMIT, "the first call of a new pod", || {
         world.shell(SHOP, "eager", "cat /tmp/got").ok()?.filter(|got| !got.is_empty())
@@ -111,8 +111,7 @@ fn outage(world: &mut World) -> Result<()> {
     let deadline = std::time::Instant::now() + Duration::from_secs(15);
     while std::time::Instant::now() < deadline {
         for to in [world.service, web] {
-            let url = format!("http://{to}/");
-            let done = node.exec_in(&client, &["wget", "-q", "-T", "5", "-O", "-", &url])?;
+            let done = node.exec_in(&client, &["/bin/sh", "-c", &fetch(to)])?;
             ensure!(done.stdout.contains(SECRET), "with the API server away, no answer of {to}: {}", done.stderr);
         }
         thread::sleep(Duration::from_millis(500));

@@ -100,9 +100,9 @@ impl World {
         Ok(done.status.success().then_some(done.stdout))
     }
 
-    /// One call by wget in a pod: whether it was answered with the secret.
+    /// One call from a pod: whether it was answered with the secret.
     pub(super) fn call(&self, namespace: &str, name: &str, to: SocketAddr) -> Result<bool> {
-        let answer = self.shell(namespace, name, &format!("wget -q -T 5 -O - http://{to}/"))?;
+        let answer = self.shell(namespace, name, &fetch(to))?;
         Ok(answer.is_some_and(|answer| answer.contains(SECRET)))
     }
 
@@ -196,6 +196,12 @@ spec:
     args: ['mkdir -p /tmp/www && echo {SECRET} >/tmp/www/index.html && exec httpd -f -p {PORT} -h /tmp/www']
 "
     )
+}
+
+/// The shell command that fetches what a pod serves. Not wget: Debian's static busybox crashes in the C library's
+/// resolver, even for an address.
+pub(super) fn fetch(to: SocketAddr) -> String {
+    format!(r"printf 'GET / HTTP/1.0\r\n\r\n' | nc -w 5 {} {}", to.ip(), to.port())
 }
 
 fn service(name: &str) -> String {
