@@ -43,6 +43,8 @@ pub use report::{Counter, PodReport};
 pub struct Config {
     /// The cgroup that holds every pod (`kubepods`), under the cgroup v2 mount.
     pub cgroup: PathBuf,
+    /// The node's own network namespace, where the agent runs in another; by default the calling thread's.
+    pub host_netns: Option<PathBuf>,
     /// Where pins are kept, on a bpffs; one is mounted there if none is. Two agents need two paths.
     pub pin_path: PathBuf,
 }
@@ -127,7 +129,7 @@ impl Redirect {
     /// Moves the agent into a cgroup of its own, loads and pins the programs, and adopts what an earlier agent left:
     /// its pods are refused from its death on, and served again once they are prepared and committed.
     ///
-    /// The calling thread's network namespace is taken for the node's.
+    /// Unless told otherwise, the calling thread's network namespace is taken for the node's.
     ///
     /// # Errors
     ///
@@ -135,7 +137,13 @@ impl Redirect {
     pub fn load(config: Config) -> Result<Self, LoadError> {
         let mount = cgroup::mount()?;
         cgroup::check_pods(&config.cgroup)?;
-        let host = Netns::current().map_err(LoadError::Netns)?;
+        let own = Netns::current().map_err(LoadError::Netns)?;
+        let host = match &config.host_netns {
+            Some(path) => own
+                .open(path)
+                .map_err(|error| LoadError::HostNetns { path: path.clone(), reason: error.to_string() })?,
+            None => own,
+        };
         let agent_cgroup = cgroup::own(&mount, &config.cgroup)?;
         let pins = Pins::open(&config.pin_path)?;
         let constants = Constants { agent_cgroup, host_netns: host.cookie() };
@@ -208,7 +216,7 @@ impl Redirect {
     /// # Errors
     ///
     /// What could not be undone; the rest was.
-    pub fn uninstall(self) -> Result<(), EnrolError> {
+    pub fn uninstall(&self) -> Result<(), EnrolError> {
         let result = self.shared.retain(&|_| false);
         self.shared.remove_pins();
         result

@@ -14,10 +14,12 @@
 //! | [`policy`] | L4 authorization and its explanation |
 //! | [`route`] | where an outbound connection goes |
 //! | [`hbone`] | the HTTP/2 tunnel and its headers, sans I/O |
+//! | [`cni`] | our plugin in the node's network configurations |
 //! | [`enrolment`] | which pods belong to the mesh, and the steps of taking one in |
 //! | [`simulate`] | one call, decided from end to end with every reason |
 
 pub mod address;
+pub mod cni;
 pub mod enrolment;
 pub mod hbone;
 pub mod identity;

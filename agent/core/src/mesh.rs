@@ -6,6 +6,7 @@
 //! snapshot, in whatever order they came.
 
 mod namespaces;
+mod sandboxes;
 mod scoped;
 mod selectors;
 mod services;
@@ -23,9 +24,11 @@ use culvert_api::k8s_openapi::api::core::v1::ConfigMap;
 use culvert_api::security::{AuthorizationPolicy, PeerAuthentication};
 use culvert_api::{Kind, Object, ObjectRef};
 
+pub use sandboxes::{Sandbox, SandboxVerdict};
 pub use snapshot::{Endpoint, PodEnrolment, Snapshot};
 
 use self::namespaces::{NamespaceState, Namespaces};
+use self::sandboxes::SandboxState;
 use self::services::ServiceStore;
 use self::workloads::{WorkloadIndexes, WorkloadState, workload_entry_uid};
 use crate::enrolment::EnrolmentRules;
@@ -67,6 +70,7 @@ pub struct Mesh {
     peer_authentications: HashMap<NamespacedName, Box<PeerAuthentication>>,
     /// The ConfigMaps that hold options, by name.
     config_maps: BTreeMap<Arc<str>, ConfigMap>,
+    sandboxes: HashMap<WorkloadUid, SandboxState>,
     dirty: Dirty,
 }
 
@@ -353,6 +357,7 @@ impl Mesh {
         self.interner = old.interner;
         self.nodes = old.nodes;
         self.config_maps = old.config_maps;
+        self.keep_sandboxes(old.sandboxes);
         for (name, facts) in old.namespaces.into_facts() {
             self.set_namespace(name, Some(facts));
         }

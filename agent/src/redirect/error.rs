@@ -56,6 +56,14 @@ pub enum LoadError {
     /// The node's network namespace cannot be read.
     #[error("cannot read the node's network namespace (SO_NETNS_COOKIE, there since Linux 5.14): {0}")]
     Netns(io::Error),
+    /// `--host-netns` is wrong.
+    #[error("--host-netns {path}: {reason}; give the node's network namespace, /proc/1/ns/net with hostPID")]
+    HostNetns {
+        /// What was given.
+        path: PathBuf,
+        /// What the system says.
+        reason: String,
+    },
     /// A bug, or a damaged build.
     #[error("the embedded eBPF programs are damaged: {0}")]
     Object(String),
@@ -117,6 +125,19 @@ pub enum EnrolError {
         /// Who has it.
         other: String,
     },
+    /// Another enrolled pod of this node has the address.
+    #[error(
+        "pod {uid}: its address {address} is pod {other}'s, which stays enrolled; see which of the two has it, and \
+         delete the other"
+    )]
+    AddressTaken {
+        /// The pod.
+        uid: String,
+        /// Which both claim.
+        address: IpAddr,
+        /// Who has it.
+        other: String,
+    },
     /// A step failed; what was done before it has been undone.
     #[error("pod {uid}: cannot {}: {reason}", doing(*step))]
     Step {
@@ -135,6 +156,13 @@ pub enum EnrolError {
         /// What the kernel said, per step.
         reason: String,
     },
+}
+
+impl EnrolError {
+    /// Whether the pod's network namespace may just be elsewhere.
+    pub fn is_elsewhere(&self) -> bool {
+        matches!(self, Self::NoNetns { .. } | Self::HostNetns { .. } | Self::ForeignNetns { .. })
+    }
 }
 
 fn doing(step: Step) -> &'static str {

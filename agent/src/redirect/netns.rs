@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -64,6 +65,18 @@ impl Netns {
         let mut netns = Self { fd, home: self.home.clone(), cookie: NetnsCookie(0) };
         netns.cookie = netns.enter(current_cookie)??;
         Ok(netns)
+    }
+
+    /// The one of this cookie, if a process of the node is in it: for when the path by which it was known has gone.
+    pub(super) fn find(&self, cookie: NetnsCookie) -> Option<Self> {
+        let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.path());
+        let mut seen = std::collections::HashSet::new();
+        let candidates = processes.map(|process| process.join("ns/net")).filter(|path| {
+            let id = std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino()));
+            id.is_ok_and(|id| seen.insert(id))
+        });
+        let opened = |path: std::path::PathBuf| self.open(&path).ok();
+        candidates.into_iter().filter_map(opened).find(|netns| netns.cookie == cookie)
     }
 
     pub(super) fn cookie(&self) -> NetnsCookie {

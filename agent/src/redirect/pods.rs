@@ -1,7 +1,9 @@
 //! The pods of this node: taking them in, letting them go, adopting those of an earlier agent.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
+use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use culvert_core::address::NetnsCookie;
@@ -26,6 +28,25 @@ pub(super) struct Shared {
     pins: Pins,
     constants: Constants,
     maps: Mutex<Maps>,
+    /// The network namespaces of captured pods: open, so that they outlive the process or file that led to them.
+    held: Mutex<HashMap<NetnsCookie, Arc<PodNetns>>>,
+}
+
+/// A network namespace that is held or was opened.
+pub(super) enum Handle {
+    Held(Arc<PodNetns>),
+    Opened(Netns),
+}
+
+impl Deref for Handle {
+    type Target = Netns;
+
+    fn deref(&self) -> &Netns {
+        match self {
+            Self::Held(pod) => pod.netns(),
+            Self::Opened(netns) => netns,
+        }
+    }
 }
 
 /// The way back from a preparation that is not committed.
@@ -41,7 +62,7 @@ pub(super) struct Preparation {
 
 impl Shared {
     pub(super) fn new(host: Netns, pins: Pins, constants: Constants, maps: Maps) -> Self {
-        Self { host, pins, constants, maps: Mutex::new(maps) }
+        Self { host, pins, constants, maps: Mutex::new(maps), held: Mutex::default() }
     }
 
     pub(super) fn host_netns(&self) -> NetnsCookie {
@@ -73,6 +94,9 @@ impl Shared {
         if let Some(other) = before.as_ref().map(to_spec).filter(|other| other.uid != pod.uid) {
             return Err(EnrolError::Shared { uid: pod.uid.clone(), other: other.uid });
         }
+        if let Some((address, other)) = self.claimed_by_another(&maps, pod, cookie) {
+            return Err(EnrolError::AddressTaken { uid: pod.uid.clone(), address, other });
+        }
         // The sandbox was made anew: what is left of the old one is in nobody's way, but would be taken for this pod.
         for (old, record) in records(&maps, |spec| spec.uid == pod.uid) {
             if old != cookie {
@@ -101,6 +125,19 @@ impl Shared {
         let listeners = steps.listeners.take().ok_or_else(|| unusable("no listeners"))?;
         let preparation = Preparation { shared: self.clone(), netns: netns.clone(), record, enrolment, captured };
         Ok(PreparedPod { uid: pod.uid.clone(), listeners, netns, preparation })
+    }
+
+    /// An address of `pod` that another captured pod has, and which: the one that is there stays as it is, since two
+    /// pods of one address cannot be told apart.
+    fn claimed_by_another(&self, maps: &Maps, pod: &PodSpec, cookie: NetnsCookie) -> Option<(IpAddr, String)> {
+        let others = records(maps, |spec| spec.uid != pod.uid).into_iter();
+        others.filter(|(other, _)| *other != cookie && maps.pods.get(&other.0, 0).is_ok()).find_map(
+            |(other, record)| {
+                let spec = to_spec(&record);
+                let address = *spec.addresses.iter().find(|ip| pod.addresses.contains(ip))?;
+                self.netns_of(&spec, other).map(|_| (address, spec.uid))
+            },
+        )
     }
 
     /// Opens the pod's network namespace and checks that it is the pod's.
@@ -142,7 +179,7 @@ impl Shared {
         let mut result = Ok(());
         for (cookie, record) in records(&maps, |_| true) {
             let spec = to_spec(&record);
-            if keep(&spec.uid) && self.netns_of(&spec, cookie).is_some() {
+            if keep(&spec.uid) && self.is_there(&spec, cookie) {
                 continue;
             }
             if let Err(error) = self.leave(&mut maps, cookie, record) {
@@ -169,14 +206,29 @@ impl Shared {
     }
 
     /// The pod's network namespace, if it is still the one that was enrolled.
-    pub(super) fn netns_of(&self, spec: &PodSpec, cookie: NetnsCookie) -> Option<Netns> {
-        self.host.open(&spec.netns).ok().filter(|netns| netns.cookie() == cookie)
+    pub(super) fn netns_of(&self, spec: &PodSpec, cookie: NetnsCookie) -> Option<Handle> {
+        if let Some(held) = self.held().get(&cookie) {
+            return Some(Handle::Held(held.clone()));
+        }
+        self.host.open(&spec.netns).ok().filter(|netns| netns.cookie() == cookie).map(Handle::Opened)
+    }
+
+    /// Whether the pod's network namespace is still in use, by whatever path.
+    fn is_there(&self, spec: &PodSpec, cookie: NetnsCookie) -> bool {
+        self.netns_of(spec, cookie).is_some() || self.host.find(cookie).is_some()
+    }
+
+    fn held(&self) -> MutexGuard<'_, HashMap<NetnsCookie, Arc<PodNetns>>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn leave(&self, maps: &mut Maps, cookie: NetnsCookie, record: PodRecord) -> Result<(), EnrolError> {
         let spec = to_spec(&record);
-        let netns = self.netns_of(&spec, cookie);
-        self.undo(maps, cookie, record, netns.as_ref(), &mut Enrolment::abandoned())
+        // An earlier agent's, by a path that has gone since: a process of the pod's may still be in it.
+        let netns = self.netns_of(&spec, cookie).or_else(|| self.host.find(cookie).map(Handle::Opened));
+        let result = self.undo(maps, cookie, record, netns.as_deref(), &mut Enrolment::abandoned());
+        self.held().remove(&cookie);
+        result
     }
 
     fn undo(
@@ -213,7 +265,9 @@ impl Preparation {
             uid: to_spec(&self.record).uid,
             step,
             reason: error.to_string(),
-        })
+        })?;
+        shared.held().insert(self.netns.cookie(), self.netns.clone());
+        Ok(())
     }
 }
 

@@ -8,6 +8,7 @@ use imbl::{HashMap, OrdMap};
 use serde::Serialize;
 use smallvec::SmallVec;
 
+use super::sandboxes::SandboxVerdict;
 use super::scoped::PolicyIndex;
 use super::selectors::selects;
 use super::vips::{Claims, VipIndex};
@@ -34,6 +35,7 @@ pub struct Snapshot {
     pub(super) peer_authentications: PolicyIndex<PeerAuthentication>,
     pub(super) waypoints: HashMap<NamespacedName, Arc<Waypoint>>,
     pub(super) nodes: HashMap<Arc<str>, OrdMap<Arc<str>, Arc<PodEnrolment>>>,
+    pub(super) sandboxes: HashMap<WorkloadUid, SandboxVerdict>,
     pub(super) findings: OrdMap<ObjectRef, Arc<[Finding]>>,
 }
 
@@ -183,6 +185,21 @@ impl Snapshot {
     /// The pods of a node that belong to the mesh, in the order of their UIDs.
     pub fn enrolled_pods_on(&self, node: &str) -> impl Iterator<Item = &Arc<PodEnrolment>> {
         self.nodes.get(node).into_iter().flat_map(|pods| pods.values())
+    }
+
+    /// Whether the pod of a sandbox belongs to the mesh; `None` if [`super::Mesh::set_sandbox`] was told of none.
+    pub fn sandbox(&self, pod: &NamespacedName) -> Option<&SandboxVerdict> {
+        self.sandboxes.get(&WorkloadUid::pod(&self.options.cluster, &pod.namespace, &pod.name))
+    }
+
+    /// The labels of a namespace that is known.
+    pub fn namespace_labels(&self, name: &str) -> Option<&Arc<Labels>> {
+        self.namespaces.get(name)
+    }
+
+    /// Every namespace that is known, and its labels.
+    pub fn namespaces(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<Labels>)> {
+        self.namespaces.iter()
     }
 
     /// What was found in the objects of the mesh.

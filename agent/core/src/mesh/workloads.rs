@@ -108,15 +108,18 @@ impl Mesh {
     /// Works out what readers see of a workload, and which services have to be told.
     pub(super) fn rebuild_workload(&mut self, uid: &WorkloadUid, facts_changed: bool) {
         // Taken out of its place and put back: it is worked on beside the rest of the mesh.
-        let Some(mut state) = self.workloads.get_mut(uid).map(std::mem::take) else { return };
-        let built = state.facts.as_deref().map(|facts| self.build(uid, facts));
+        let Some(mut state) = self.workloads.get_mut(uid).map(std::mem::take) else {
+            return self.judge_sandbox(uid, None);
+        };
+        let built = state.facts.as_deref().and_then(|facts| self.build(uid, facts));
         let same = built.as_ref() == state.built.as_deref();
         if !same {
             let built = built.map(Arc::new);
             self.publish_workload(uid, state.facts.as_deref(), state.built.take(), built.as_ref());
             state.built = built;
         }
-        self.publish_enrolment(&mut state);
+        self.publish_enrolment(uid, &mut state);
+        self.judge_sandbox(uid, Some(&state));
         if !same || facts_changed {
             let known = self.services_naming(uid);
             for key in state.services.iter().chain(&known) {
@@ -135,7 +138,12 @@ impl Mesh {
         }
     }
 
-    fn build(&mut self, uid: &WorkloadUid, facts: &WorkloadFacts) -> Workload {
+    /// `None` for a pod that has no address yet.
+    fn build(&mut self, uid: &WorkloadUid, facts: &WorkloadFacts) -> Option<Workload> {
+        let addresses = self.addresses(uid, facts);
+        if addresses.is_empty() && matches!(facts.source, WorkloadSource::Pod(_)) {
+            return None;
+        }
         let options = self.current.options.clone();
         let identity =
             Identity::new(options.trust_domain.clone(), facts.namespace.clone(), facts.service_account.clone());
@@ -170,15 +178,15 @@ impl Mesh {
             network: facts.network.clone().unwrap_or_else(|| options.network.clone()),
             capacity: facts.capacity,
         };
-        Workload {
+        Some(Workload {
             uid: uid.clone(),
             name: facts.name.clone(),
-            addresses: facts.addresses.clone(),
+            addresses,
             node: facts.node.clone(),
             health: facts.health,
             locality: locality.unwrap_or_else(|| self.interner.locality(Default::default())),
             template: self.interner.template(template),
-        }
+        })
     }
 
     fn publish_workload(
@@ -260,9 +268,9 @@ impl Mesh {
         }
     }
 
-    fn publish_enrolment(&mut self, state: &mut WorkloadState) {
+    fn publish_enrolment(&mut self, uid: &WorkloadUid, state: &mut WorkloadState) {
         let enrolment = match (&state.facts, &state.built) {
-            (Some(facts), Some(workload)) => self.enrolment(facts, workload),
+            (Some(facts), Some(workload)) => self.enrolment(uid, facts, workload),
             _ => None,
         };
         if enrolment.as_ref() == state.enrolment.as_deref() {
@@ -284,16 +292,22 @@ impl Mesh {
         }
     }
 
-    fn enrolment(&self, facts: &WorkloadFacts, workload: &Arc<Workload>) -> Option<PodEnrolment> {
+    fn enrolment(&self, uid: &WorkloadUid, facts: &WorkloadFacts, workload: &Arc<Workload>) -> Option<PodEnrolment> {
         let WorkloadSource::Pod(pod) = &facts.source else { return None };
         if self.own_node.as_ref().is_some_and(|own| *own != facts.node) {
             return None;
         }
         let enrol = self.eligibility(facts, pod).ok()?;
+        let netns = match (&pod.netns, self.sandbox(uid, facts)) {
+            (Some(annotated), _) => Some(annotated.clone()),
+            // Without a network namespace there is nothing to enrol: the sandbox was taken down.
+            (None, Some(sandbox)) => Some(sandbox.netns.clone()?),
+            (None, None) => None,
+        };
         (!facts.node.is_empty()).then(|| PodEnrolment {
             uid: pod.uid.clone().unwrap_or_else(|| workload.uid.0.clone()),
             workload: workload.clone(),
-            netns: pod.netns.clone(),
+            netns,
             bypass_inbound: enrol.bypass_inbound,
             dns_capture: enrol.dns_capture.unwrap_or(self.current.options.dns_capture),
             runtime_class: pod.runtime_class.clone(),
@@ -301,7 +315,7 @@ impl Mesh {
     }
 
     /// Whether a pod is in the mesh; one whose namespace is not known yet is as in a namespace without labels.
-    fn eligibility(&self, facts: &WorkloadFacts, pod: &PodFacts) -> Result<Enrol, Why> {
+    pub(super) fn eligibility(&self, facts: &WorkloadFacts, pod: &PodFacts) -> Result<Enrol, Why> {
         let namespace_labels = self.namespaces.facts(&facts.namespace).map(|namespace| &*namespace.labels);
         eligibility(&self.rules, &facts.namespace, &namespace_labels, &*facts.labels, pod.traits)
     }

@@ -13,8 +13,8 @@ use super::{Findings, Interner, metadata};
 use crate::enrolment::PodTraits;
 use crate::workload::{Health, Labels, WorkloadType};
 
-/// A pod as a workload; `None` while it has no address, and once it has ended. `own_node` is the node whose pods are
-/// enrolled; `None` for every node.
+/// A pod as a workload; without an address while it starts on its node. `None` before that, and once it has ended.
+/// `own_node` is the node whose pods are enrolled; `None` for every node.
 pub(crate) fn translate(
     pod: &Pod,
     own_node: Option<&str>,
@@ -31,7 +31,11 @@ pub(crate) fn translate(
         if metadata::annotation(meta, annotation::NETNS).is_some() {
             findings.error("status.podIPs", "missing: the pod is not in the mesh until it has an address");
         }
-        return None;
+        // Only its own node knows what its sandbox has: elsewhere there is nothing to be known of it yet.
+        let node = spec.and_then(|spec| spec.node_name.as_deref()).unwrap_or_default();
+        if node.is_empty() || own_node.is_some_and(|own| own != node) {
+            return None;
+        }
     }
     let (namespace, name) = (findings.object.namespace.clone(), findings.object.name.clone());
     let labels = interner.labels(meta.labels.as_ref());
