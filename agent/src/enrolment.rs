@@ -3,7 +3,11 @@
 //! One task a pod walks it through its life (`pod`): certificate, network namespace, proxies, commit; and back. This
 //! file says which pods there should be.
 
+mod announce;
+mod discovery;
+mod place;
 mod pod;
+mod pods;
 mod report;
 
 use std::collections::HashMap;
@@ -16,6 +20,8 @@ use culvert_core::workload::WorkloadUid;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+pub use announce::{Announcer, Said};
+pub use pods::Pods;
 pub use report::{PodState, States};
 
 use crate::identity::CertificateStore;
@@ -54,6 +60,10 @@ pub struct Context<P> {
     pub proxies: P,
     /// How each pod is doing.
     pub states: States,
+    /// Who tells the cluster.
+    pub announcer: Announcer,
+    /// Who knows more of a pod than the mesh does, where there is an API server.
+    pub pods: Option<Pods>,
     /// Whether everything that the source holds could be read.
     pub is_whole: Box<dyn Fn() -> bool + Send + Sync>,
     /// How many enrolled pods have each identity: the last to leave takes its certificate along.
@@ -97,6 +107,7 @@ pub async fn run<P: ProxyControl>(
         strangers = match strangers {
             Strangers::Forgotten => Strangers::Forgotten,
             _ if (context.is_whole)() => {
+                context.announcer.wanted(wanted.keys().cloned());
                 forget_strangers(&context, &wanted).await;
                 Strangers::Forgotten
             }
@@ -123,7 +134,8 @@ pub async fn run<P: ProxyControl>(
                 }
                 None => {
                     // Before anyone can ask whether the agent is ready, not when the task gets to run.
-                    context.states.set(&uid, &pod.workload.namespaced_name(), PodState::Pending);
+                    let name = pod.workload.namespaced_name();
+                    context.states.set(&uid, &name, PodState::Pending, pod.netns.clone());
                     let (life, wishes) = watch::channel(Some(pod));
                     lives.insert(uid.clone(), life);
                     tasks.spawn(pod::live(context.clone(), uid, wishes));

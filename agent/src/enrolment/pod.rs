@@ -1,14 +1,14 @@
 //! The life of one pod in the mesh.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_core::mesh::PodEnrolment;
 use tokio::sync::watch;
 
-use super::{Context, PodState, ProxyControl, ProxyPod};
-use crate::redirect::{EnrolError, PodSpec};
+use super::place::{self, PlaceError};
+use super::{Context, PodState, ProxyControl, ProxyPod, Said};
+use crate::redirect::EnrolError;
 
 /// The pause after a first failure, doubled with each further one.
 const RETRY_FIRST: Duration = Duration::from_millis(250);
@@ -18,14 +18,21 @@ const RETRY_LAST: Duration = Duration::from_secs(30);
 /// Why a pod could not be taken in.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
-    #[error("the pod does not say where its network namespace is; set the annotation culvert.dev/netns")]
-    NoNetns,
     #[error("{0}")]
     Certificate(#[from] crate::identity::FetchError),
+    #[error("{0}")]
+    Place(#[from] PlaceError),
     #[error("{0}")]
     Redirect(#[from] EnrolError),
     #[error("the agent is stopping")]
     Stopping,
+}
+
+impl Failure {
+    /// Whether trying again is of no use as long as the pod is as it is.
+    fn is_final(&self) -> bool {
+        matches!(self, Self::Place(PlaceError::ForeignKernel { .. }))
+    }
 }
 
 /// Takes the pod in when it is wished for, follows its changes, and lets it go. Returns the pod's uid when it is gone.
@@ -42,6 +49,7 @@ pub(super) async fn live<P: ProxyControl>(
         let Some(pod) = wish else {
             let Some(pod) = held.take() else {
                 context.states.remove(&uid);
+                context.announcer.say(&uid, None, Said::Left);
                 return uid;
             };
             leave(&context, &uid, &pod).await;
@@ -49,25 +57,40 @@ pub(super) async fn live<P: ProxyControl>(
             continue;
         };
         let name = pod.workload.namespaced_name();
-        context.states.set(&uid, &name, PodState::Pending);
-        match enrol(&context, &uid, &pod).await {
+        let report = |state: PodState| context.states.set(&uid, &name, state, pod.netns.clone());
+        report(PodState::Pending);
+        let failure = match enrol(&context, &uid, &pod).await {
             Ok(()) => {
                 pause = RETRY_FIRST;
-                context.states.set(&uid, &name, PodState::Enrolled);
+                report(PodState::Enrolled);
+                context.announcer.say(&uid, Some(&name), Said::Enrolled);
                 tracing::info!(pod = %name, "enrolled");
                 if let Some(before) = held.replace(pod.clone()) {
                     forget(&context, &before);
                 }
                 // Changed, it is taken in anew over what it was: captured all the time, never in clear.
-                until_changed(&mut wishes, &pod).await;
-            }
-            Err(failure) => {
-                tracing::warn!(pod = %name, "cannot be enrolled: {failure}");
-                context.states.set(&uid, &name, PodState::Failed(failure.to_string()));
                 tokio::select! {
-                    _ = tokio::time::sleep(pause) => pause = (pause * 2).min(RETRY_LAST),
-                    changed = wishes.changed() => if changed.is_err() { return uid },
+                    () = until_changed(&mut wishes, &pod) => continue,
+                    foreign = place::until_foreign_kernel(&uid, &pod) => {
+                        held = None;
+                        leave(&context, &uid, &pod).await;
+                        Failure::from(foreign)
+                    }
                 }
+            }
+            Err(failure) => failure,
+        };
+        tracing::warn!(pod = %name, "cannot be enrolled: {failure}");
+        report(PodState::Failed(failure.to_string()));
+        let said = if failure.is_final() { Said::Refused } else { Said::Failed };
+        context.announcer.say(&uid, Some(&name), said(failure.to_string()));
+        tokio::select! {
+            _ = tokio::time::sleep(pause) => pause = (pause * 2).min(RETRY_LAST),
+            changed = wishes.changed() => {
+                if changed.is_err() {
+                    return uid;
+                }
+                pause = RETRY_FIRST;
             }
         }
     }
@@ -75,17 +98,8 @@ pub(super) async fn live<P: ProxyControl>(
 
 /// Certificate, namespace, proxies, and last the row that captures the pod: it is never captured before it is served.
 async fn enrol<P: ProxyControl>(context: &Context<P>, uid: &str, pod: &PodEnrolment) -> Result<(), Failure> {
-    let netns: PathBuf = pod.netns.as_deref().ok_or(Failure::NoNetns)?.into();
     context.certificates.fetch(&pod.workload.identity).await?;
-    let spec = PodSpec {
-        uid: uid.to_owned(),
-        netns,
-        addresses: pod.workload.addresses.to_vec(),
-        bypass_inbound: pod.bypass_inbound,
-    };
-    let redirect = context.redirect.clone();
-    let prepared =
-        tokio::task::spawn_blocking(move || redirect.prepare(&spec)).await.map_err(|_| Failure::Stopping)??;
+    let prepared = place::prepare(&context.redirect, context.pods.as_ref(), uid, pod).await?;
     let enrolled = tokio::task::spawn_blocking(move || prepared.commit()).await.map_err(|_| Failure::Stopping)??;
     // Connections that came in between wait in the listeners' queues.
     context.identities.add(&pod.workload.identity);
@@ -106,17 +120,21 @@ async fn until_changed(wishes: &mut watch::Receiver<Option<Arc<PodEnrolment>>>, 
             // The agent stops: the pod stays enrolled for the next one.
             std::future::pending::<()>().await;
         }
-        let same = wishes.borrow_and_update().as_ref().is_some_and(|now| {
-            now.netns == enrolled.netns
-                && now.bypass_inbound == enrolled.bypass_inbound
-                && now.workload.addresses == enrolled.workload.addresses
-                && now.workload.identity == enrolled.workload.identity
-        });
-        if same {
-            continue;
+        if !wishes.borrow_and_update().as_ref().is_some_and(|now| is_same(now, enrolled)) {
+            return;
         }
-        return;
     }
+}
+
+/// Whether what the pod was taken in as still holds. The API server may list the addresses in another order than the
+/// CNI plugin did.
+fn is_same(now: &PodEnrolment, enrolled: &PodEnrolment) -> bool {
+    let (mine, theirs) = (&now.workload.addresses, &enrolled.workload.addresses);
+    now.netns == enrolled.netns
+        && now.bypass_inbound == enrolled.bypass_inbound
+        && now.workload.identity == enrolled.workload.identity
+        && mine.len() == theirs.len()
+        && mine.iter().all(|ip| theirs.contains(ip))
 }
 
 /// The way back: new connections go as if there were no mesh, open ones may finish, then nothing is left.
@@ -132,6 +150,7 @@ async fn leave<P: ProxyControl>(context: &Context<P>, uid: &str, pod: &PodEnrolm
     };
     // A panic in it has been reported by the runtime.
     let _ = step(|redirect, uid| redirect.release(uid)).await;
+    context.announcer.say(uid, Some(&name), Said::Left);
     context.proxies.stop(uid).await;
     let _ = step(|redirect, uid| redirect.remove(uid)).await;
     context.states.remove(uid);

@@ -7,6 +7,7 @@ use std::time::SystemTime;
 
 use culvert_core::workload::NamespacedName;
 use serde::Serialize;
+use tokio::sync::watch;
 
 /// How far a pod has come.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -31,6 +32,9 @@ pub struct PodStatus {
     state: PodState,
     /// Seconds since the epoch.
     since: u64,
+    /// The network namespace that it was asked to be taken in with, where one was named.
+    #[serde(skip)]
+    netns: Option<Arc<str>>,
 }
 
 /// The states of all pods of the node. Clones are one.
@@ -38,22 +42,41 @@ pub struct PodStatus {
 pub struct States {
     pods: Arc<Mutex<BTreeMap<String, PodStatus>>>,
     considered: Arc<AtomicBool>,
+    changed: Arc<watch::Sender<()>>,
 }
 
 impl States {
-    pub(super) fn set(&self, uid: &str, name: &NamespacedName, state: PodState) {
+    pub(super) fn set(&self, uid: &str, name: &NamespacedName, state: PodState, netns: Option<Arc<str>>) {
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let mut states = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
-        if states.get(uid).is_some_and(|known| known.state == state) {
+        if let Some(known) = states.get_mut(uid).filter(|known| known.state == state) {
+            if known.netns != netns {
+                known.netns = netns;
+                self.changed.send_replace(());
+            }
             return;
         }
-        // Trying again after a failure is no news until it succeeds or fails differently.
-        if state == PodState::Pending && states.get(uid).is_some_and(|known| matches!(known.state, PodState::Failed(_)))
-        {
+        // Trying again after a failure is no news until it succeeds or fails differently; in another network namespace
+        // it is another matter.
+        let failed_here = |known: &PodStatus| matches!(known.state, PodState::Failed(_)) && known.netns == netns;
+        if state == PodState::Pending && states.get(uid).is_some_and(failed_here) {
             return;
         }
         let (namespace, name) = (name.namespace.clone(), name.name.clone());
-        states.insert(uid.to_owned(), PodStatus { uid: uid.to_owned(), namespace, name, state, since });
+        states.insert(uid.to_owned(), PodStatus { uid: uid.to_owned(), namespace, name, state, since, netns });
+        self.changed.send_replace(());
+    }
+
+    /// What has become of a pod in the network namespace at `netns`; `None` as long as nothing has.
+    pub(crate) fn outcome(&self, uid: &str, netns: &str) -> Option<PodState> {
+        let states = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = states.get(uid).filter(|known| known.netns.as_deref() == Some(netns))?;
+        (known.state != PodState::Pending).then(|| known.state.clone())
+    }
+
+    /// Told of every change.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
     }
 
     pub(super) fn remove(&self, uid: &str) {
@@ -95,12 +118,29 @@ mod tests {
         assert_eq!(states.not_ready(), ["the pods of this node have not been looked at yet"]);
         states.set_considered();
         let name = NamespacedName::new("shop", "cart");
-        states.set("u", &name, PodState::Pending);
+        states.set("u", &name, PodState::Pending, None);
         assert_eq!(states.not_ready(), ["pod shop/cart is being enrolled"]);
-        states.set("u", &name, PodState::Failed("no netns".to_owned()));
-        states.set("u", &name, PodState::Pending);
+        states.set("u", &name, PodState::Failed("no netns".to_owned()), None);
+        states.set("u", &name, PodState::Pending, None);
         assert_eq!(states.not_ready(), ["pod shop/cart cannot be enrolled: no netns"]);
-        states.set("u", &name, PodState::Enrolled);
+        states.set("u", &name, PodState::Enrolled, None);
         assert!(states.not_ready().is_empty());
+    }
+
+    #[test]
+    fn an_outcome_is_of_one_network_namespace() {
+        let (states, name) = (States::default(), NamespacedName::new("shop", "cart"));
+        let netns = |path: &str| Some(Arc::from(path));
+        assert_eq!(states.outcome("u", "/a"), None);
+        states.set("u", &name, PodState::Enrolled, netns("/a"));
+        assert_eq!((states.outcome("u", "/a"), states.outcome("u", "/b")), (Some(PodState::Enrolled), None));
+        states.set("u", &name, PodState::Pending, netns("/b"));
+        assert_eq!((states.outcome("u", "/a"), states.outcome("u", "/b")), (None, None));
+        let failed = PodState::Failed("no".to_owned());
+        states.set("u", &name, failed.clone(), netns("/b"));
+        states.set("u", &name, PodState::Pending, netns("/b"));
+        assert_eq!(states.outcome("u", "/b"), Some(failed));
+        states.set("u", &name, PodState::Pending, netns("/c"));
+        assert_eq!(states.outcome("u", "/b"), None);
     }
 }
