@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use culvert_core::enrolment::{DEFAULT_EXCLUDED_NAMESPACES, EnrolmentRules};
 
 use crate::cluster;
+use crate::cni::{self, CniConfig};
 use crate::telemetry::logging::LogFormat;
 
 pub use authority::AuthorityConfig;
@@ -31,9 +33,11 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Role {
     /// The node agent: takes the node's pods into the mesh and carries their traffic.
-    Node(NodeConfig),
+    Node(Box<NodeConfig>),
     /// The controller: signs certificates, gives every namespace the roots, and says what became of policies.
     Controller(ControllerConfig),
+    /// The CNI plugin, as a container runtime calls it; and what removes it.
+    Cni(CniConfig),
 }
 
 /// The node agent's flags.
@@ -60,6 +64,36 @@ pub struct NodeConfig {
     /// The cgroup (v2) that holds every pod of the node.
     #[arg(long, env = "CULVERT_CGROUP", value_name = "PATH", default_value = "/sys/fs/cgroup/kubepods.slice")]
     pub cgroup: PathBuf,
+
+    /// The node's own network namespace, where the agent runs in one of its own: /proc/1/ns/net with hostPID.
+    #[arg(long, env = "CULVERT_HOST_NETNS", value_name = "PATH")]
+    pub host_netns: Option<PathBuf>,
+
+    /// Namespaces whose pods are never enrolled, whatever their labels say.
+    #[arg(
+        long, env = "CULVERT_EXCLUDE_NAMESPACES", value_name = "NAME,…", value_delimiter = ',',
+        default_values = DEFAULT_EXCLUDED_NAMESPACES
+    )]
+    pub exclude_namespaces: Vec<String>,
+
+    /// Which labels put a pod into the mesh, in place of istio.io/dataplane-mode: ambient: a YAML list of podSelector
+    /// and namespaceSelector, as Istio's enablementSelectors.
+    #[arg(long, env = "CULVERT_ENABLEMENT_SELECTORS", value_name = "YAML")]
+    pub enablement_selectors: Option<String>,
+
+    /// Install the CNI plugin, so that a new pod is in the mesh before its first packet, and keep it installed.
+    #[arg(long, env = "CULVERT_CNI", value_name = "BOOL", default_value_t = false, default_missing_value = "true",
+        num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set)]
+    pub cni: bool,
+
+    /// Where the CNI plugin goes.
+    #[command(flatten)]
+    pub cni_directories: cni::Directories,
+
+    /// The agent's own DaemonSet, in its own namespace: once it is deleted, an agent that stops removes everything from
+    /// the node; until then it is being replaced, and everything stays.
+    #[arg(long, env = "CULVERT_DAEMONSET", value_name = "NAME", default_value = "culvert-node")]
+    pub daemonset: String,
 
     /// Where eBPF programs, links and maps are pinned, so that they outlive the agent. Mounted as bpffs if it is not.
     #[arg(long, env = "CULVERT_PIN_DIR", value_name = "PATH", default_value = "/sys/fs/bpf/culvert")]
@@ -118,9 +152,25 @@ impl NodeConfig {
             None => return Err(ConfigError(cluster::NOT_CONFIGURED.to_owned())),
         }
         self.authority.check()?;
+        self.rules()?;
         is_directory("--cgroup", &self.cgroup, "give the cgroup v2 directory that holds the pods' cgroups")?;
         let ports = [self.admin_addr, self.metrics_addr, self.readiness_addr];
         distinct("--admin-addr, --metrics-addr, --readiness-addr", &ports)
+    }
+
+    /// How pods are chosen.
+    ///
+    /// # Errors
+    /// `--enablement-selectors` is wrong.
+    pub fn rules(&self) -> Result<EnrolmentRules, ConfigError> {
+        let names = self.exclude_namespaces.iter().map(|name| name.trim()).filter(|name| !name.is_empty());
+        let mut rules = EnrolmentRules { exclude_namespaces: names.map(Into::into).collect(), ..Default::default() };
+        if let Some(yaml) = self.enablement_selectors.as_deref().filter(|yaml| !yaml.trim().is_empty()) {
+            let selectors = EnrolmentRules::parse_selectors(yaml);
+            rules.enablement_selectors =
+                selectors.map_err(|error| ConfigError(format!("--enablement-selectors: {error}")))?;
+        }
+        Ok(rules)
     }
 
     /// The number of worker threads.
@@ -172,7 +222,7 @@ mod tests {
     fn node(extra: &[&str]) -> Result<NodeConfig, clap::Error> {
         let flags = ["culvert", "node", "--node-name", "n1", "--config-dir", "/", "--ca-dir", "/", "--cgroup", "/"];
         let Role::Node(config) = Cli::try_parse_from(flags.iter().chain(extra))?.role else { panic!("another role") };
-        Ok(config)
+        Ok(*config)
     }
 
     #[test]
@@ -206,6 +256,20 @@ mod tests {
         for bad in ["istiod.istio-system.svc", ":15012", "istiod:0", "istiod:x"] {
             assert!(service(bad).unwrap_err().starts_with("--ca-address: "), "{bad}");
         }
+    }
+
+    #[test]
+    fn the_rules_of_enrolment_can_be_set_and_are_checked() {
+        assert_eq!(node(&[]).unwrap().rules().unwrap(), EnrolmentRules::default());
+        let rules = node(&["--exclude-namespaces", "a, b,", "--enablement-selectors", "[]"]).unwrap().rules().unwrap();
+        assert_eq!(rules.exclude_namespaces, ["a".into(), "b".into()].into());
+        assert!(rules.enablement_selectors.is_empty());
+        let none = node(&["--exclude-namespaces", ""]).unwrap().rules().unwrap();
+        assert!(none.exclude_namespaces.is_empty());
+        let wrong = node(&["--enablement-selectors", "[{podSelector: {matchLabel: {}}}]"]).unwrap();
+        let line = wrong.check().unwrap_err().to_string();
+        assert!(line.starts_with("--enablement-selectors:") && line.contains("matchLabel"), "{line}");
+        assert!(!node(&[]).unwrap().cni && node(&["--cni"]).unwrap().cni && !node(&["--cni=false"]).unwrap().cni);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! | [`redirect`] | eBPF programs, pins, netns plumbing: the only code that touches them, and the only `unsafe` | policy |
 //! | [`enrolment`] | which pods, when: the pod's life as a state machine | proxies' insides |
 //! | [`cluster`] | the client of the Kubernetes API server, and its refusals in one line | what is asked |
+//! | [`cni`] | the CNI plugin, and the agent's side of it | which pods belong to the mesh |
 //! | [`source`] | where objects come from: a directory of YAML | what objects mean |
 //! | [`ca`], [`identity`] | signing, and the certificates in use: cache, rotation, verifiers | which peer is expected |
 //! | [`controller`] | the CA service, the roots in every namespace, statuses of policies: what a cluster needs once | traffic |
@@ -15,6 +16,7 @@
 pub mod admin;
 pub mod ca;
 pub mod cluster;
+pub mod cni;
 pub mod config;
 pub mod controller;
 pub mod enrolment;

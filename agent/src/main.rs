@@ -1,9 +1,10 @@
-//! `culvert`: the node agent (role `node`) and the controller (role `controller`).
+//! `culvert`: the node agent (role `node`), its CNI plugin (`cni`) and the controller (`controller`).
 
 use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
+use culvert::cni::{CniCommand, CniConfig, Paths, install, plugin};
 use culvert::config::{Cli, ControllerConfig, EXIT_CONFIG, NodeConfig, Role, one_line};
 use culvert::controller::Controller;
 use culvert::node::Node;
@@ -14,6 +15,10 @@ use tokio::signal::unix::{SignalKind, signal};
 const BLOCKING_THREADS: usize = 4;
 
 fn main() -> ExitCode {
+    // Installed under another name, it is the CNI plugin, with neither arguments nor a log.
+    if std::env::args_os().next().is_some_and(|name| plugin::is_plugin(&name)) {
+        return plugin::run();
+    }
     let role = match Cli::try_parse() {
         Ok(cli) => cli.role,
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
@@ -23,8 +28,15 @@ fn main() -> ExitCode {
         Err(error) => return bad_configuration(&one_line(&error)),
     };
     match role {
-        Role::Node(config) => node(config),
+        Role::Node(config) => node(*config),
         Role::Controller(config) => controller(config),
+        Role::Cni(CniConfig { command: None }) => plugin::run(),
+        Role::Cni(CniConfig { command: Some(CniCommand::Uninstall(config)) }) => {
+            match install::uninstall(&Paths::new(&config.directories, &config.state_dir)) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => failed(&error.into()),
+            }
+        }
     }
 }
 

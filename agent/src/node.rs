@@ -10,8 +10,11 @@ use tokio::sync::{mpsc, watch};
 
 use crate::admin::{self, AdminState, Endpoint, Report};
 use crate::cluster::Cluster;
+use crate::cni;
+use crate::cni::lifecycle::Lifecycle;
+use crate::cni::server::Told;
 use crate::config::NodeConfig;
-use crate::enrolment::{self, Identities, States};
+use crate::enrolment::{self, Announcer, Identities, Pods, States};
 use crate::identity::{CertificateStore, StoreOptions, TrustDomains};
 use crate::proxy::control::Proxies;
 use crate::proxy::pod::Shared;
@@ -35,6 +38,8 @@ pub struct Node {
     source: Source,
     telemetry: Telemetry,
     endpoints: [admin::Bound; 3],
+    cluster: Option<Cluster>,
+    cni: Option<cni::AgentSide>,
     log: LogHandle,
 }
 
@@ -44,13 +49,22 @@ impl Node {
     /// # Errors
     /// What is missing, with the cure; nothing is left bound.
     pub async fn build(config: NodeConfig, log: LogHandle) -> anyhow::Result<Self> {
-        let programs = redirect::Config { cgroup: config.cgroup.clone(), pin_path: config.pin_dir.clone() };
+        let programs = redirect::Config {
+            cgroup: config.cgroup.clone(),
+            host_netns: config.host_netns.clone(),
+            pin_path: config.pin_dir.clone(),
+        };
         let redirect = Arc::new(Redirect::load(programs)?);
         let authority = config.authority.open()?;
         let certificates = CertificateStore::new(authority, StoreOptions::default());
-        let source = match &config.config_dir {
-            Some(directory) => Source::Directory(Directory::open(directory).context("--config-dir")?),
-            None => Source::Kube(Kube::open(&Cluster::connect().await?, Some(config.state_dir.join(OBJECTS)))),
+        let cluster = match config.config_dir {
+            Some(_) => None,
+            None => Some(Cluster::connect().await?),
+        };
+        let source = match (&cluster, &config.config_dir) {
+            (Some(cluster), _) => Source::Kube(Kube::open(cluster, Some(config.state_dir.join(OBJECTS)))),
+            (None, Some(directory)) => Source::Directory(Directory::open(directory).context("--config-dir")?),
+            (None, None) => anyhow::bail!("--config-dir: not given"),
         };
         let access_log = if config.access_log { AccessLog::stdout(config.log_format) } else { AccessLog::off() };
         let telemetry = Telemetry::new(access_log);
@@ -59,7 +73,11 @@ impl Node {
             admin::bind(Endpoint::Metrics, config.metrics_addr).await?,
             admin::bind(Endpoint::Readiness, config.readiness_addr).await?,
         ];
-        Ok(Self { config, redirect, certificates, source, telemetry, endpoints, log })
+        let cni = match config.cni {
+            true => Some(cni::AgentSide::bind(cni_paths(&config))?),
+            false => None,
+        };
+        Ok(Self { config, redirect, certificates, source, telemetry, endpoints, cluster, cni, log })
     }
 
     /// The addresses of the admin, metrics and readiness endpoints.
@@ -99,7 +117,7 @@ impl Node {
                 Report::new(move || proxies.connections())
             },
             redirection: redirection(&self.redirect, &states, &self.config.node_name),
-            readiness: readiness(&states, is_loaded, view.clone()),
+            readiness: readiness(&states, is_loaded, view.clone(), self.cni.as_ref().map(cni::AgentSide::problem)),
             notes: {
                 let view = view.clone();
                 Arc::new(move || view.notes())
@@ -123,29 +141,68 @@ impl Node {
         );
         self.certificates.register_metrics(&self.telemetry);
         view.register_metrics(&self.telemetry);
-        let state = Mesh::new().for_node(&self.config.node_name);
-        tokio::spawn(follow_objects(
-            self.source,
-            state,
-            mesh,
-            snapshots,
-            loaded,
-            self.certificates.clone(),
-            proxies.clone(),
-        ));
+        let rules = Arc::new(self.config.rules()?);
+        let mut state = Mesh::with_rules((*rules).clone()).for_node(&self.config.node_name);
+        let (tell, told) = mpsc::channel(64);
+        if self.config.cni {
+            for (pod, sandbox) in cni::sandboxes::load(&self.config.state_dir) {
+                state.set_sandbox(pod, Some(sandbox));
+            }
+        }
+        let (certificates, followers) = (self.certificates.clone(), proxies.clone());
+        tokio::spawn(follow_objects(self.source, told, state, mesh, snapshots, loaded, certificates, followers));
         tokio::spawn(follow_trust(self.certificates.clone(), proxies.clone()));
+        let pods = self.cluster.clone().map(Pods::new);
+        let announcer = match &self.cluster {
+            Some(cluster) => Announcer::start(cluster.clone(), self.config.node_name.clone()),
+            None => Announcer::silent(),
+        };
+        let lifecycle = self.cluster.clone().map(|cluster| Lifecycle::new(cluster, self.config.daemonset.clone()));
+        let lifecycle = Arc::new(lifecycle);
+        if lifecycle.is_some() {
+            let lifecycle = lifecycle.clone();
+            tokio::spawn(async move {
+                if let Some(lifecycle) = &*lifecycle {
+                    lifecycle.begin().await;
+                }
+            });
+        }
         let context = enrolment::Context {
-            redirect: self.redirect,
+            redirect: self.redirect.clone(),
             certificates: self.certificates,
             proxies: proxies.clone(),
             states,
             is_whole: Box::new(move || view.is_whole()),
             identities: Identities::default(),
+            announcer: announcer.clone(),
+            pods: pods.clone(),
         };
+        // Once there is a mesh: a plugin that asks before waits in the socket's queue.
+        let plugin = {
+            let (snapshots, states) = (followed.clone(), context.states.clone());
+            let context = cni::server::Context {
+                rules,
+                state_dir: self.config.state_dir.clone(),
+                snapshots,
+                states,
+                mesh: tell,
+                pods,
+            };
+            let (cni, cluster, telemetry) = (self.cni, self.cluster, self.telemetry.clone());
+            let node = self.config.node_name.clone();
+            move || {
+                if let Some(cni) = cni {
+                    cni.start(context, node, cluster, telemetry);
+                }
+            }
+        };
+        let objects = self.config.state_dir.join(OBJECTS);
+        let (node_name, paths) = (self.config.node_name.clone(), self.config.cni.then(|| cni_paths(&self.config)));
         let enrolment = async {
             // Not on the empty mesh: it wants none of the pods that an earlier agent left enrolled.
             if until_loaded.wait_for(|loaded| *loaded).await.is_ok() {
-                enrolment::run(followed, self.config.node_name, Arc::new(context)).await;
+                plugin();
+                enrolment::run(followed, node_name, Arc::new(context)).await;
             }
         };
         tokio::select! {
@@ -153,8 +210,25 @@ impl Node {
             () = stop => tracing::info!("stopping: connections may finish"),
             _ = quitting.recv() => tracing::info!("stopping on request: connections may finish"),
         }
+        let is_over = match &*lifecycle {
+            Some(lifecycle) => lifecycle.is_over().await,
+            None => false,
+        };
+        if is_over {
+            release_all(&self.redirect);
+            announcer.farewell().await;
+        }
         proxies.stop_all().await;
-        if let Some(saver) = saver {
+        if is_over {
+            if let Err(error) = self.redirect.uninstall() {
+                tracing::warn!(%error, "not everything could be removed from this node");
+            }
+            if let Some(paths) = paths {
+                cni::remove(&paths);
+            }
+            // Who never wrote it has nothing to remove.
+            let _ = std::fs::remove_file(objects);
+        } else if let Some(saver) = saver {
             // The disk may be what is wrong.
             let _ = tokio::time::timeout(SAVE_WITHIN, saver.save()).await;
         }
@@ -163,9 +237,25 @@ impl Node {
     }
 }
 
-/// Takes in what the source says, and has everyone look at the result once it is whole.
+/// New connections of pods go as if there were no mesh; those that are open may finish.
+fn release_all(redirect: &Redirect) {
+    for uid in redirect.captured() {
+        if let Err(error) = redirect.release(&uid) {
+            tracing::warn!(%error, "a pod stays captured");
+        }
+    }
+}
+
+/// Where the CNI plugin's files are.
+fn cni_paths(config: &NodeConfig) -> cni::Paths {
+    cni::Paths::new(&config.cni_directories, &config.state_dir)
+}
+
+/// Takes in what the source and the CNI plugin say, and has everyone look at the result once it is whole.
+#[expect(clippy::too_many_arguments, reason = "the one place where everything meets")]
 async fn follow_objects(
     mut source: Source,
+    mut told: mpsc::Receiver<Told>,
     mut state: Mesh,
     mesh: Arc<ArcSwap<Snapshot>>,
     snapshots: watch::Sender<Arc<Snapshot>>,
@@ -173,11 +263,28 @@ async fn follow_objects(
     certificates: CertificateStore,
     proxies: Proxies,
 ) {
-    while let Some(update) = source.next().await {
-        for finding in state.stage(update.changes) {
+    let mut settled = false;
+    let mut waiting = Vec::new();
+    loop {
+        let changes = tokio::select! {
+            update = source.next() => {
+                let Some(update) = update else { return };
+                settled = update.settled;
+                update.changes
+            }
+            Some(told) = told.recv() => match told {
+                Told::Sandbox { pod, sandbox, seen } => {
+                    state.set_sandbox(pod, sandbox);
+                    waiting.extend(seen);
+                    Vec::new()
+                }
+                Told::Found(changes) => changes,
+            },
+        };
+        for finding in state.stage(changes) {
             tracing::warn!("{finding}");
         }
-        if !update.settled {
+        if !settled {
             continue;
         }
         let snapshot = state.publish();
@@ -193,6 +300,10 @@ async fn follow_objects(
         }
         snapshots.send_replace(snapshot);
         loaded.send_replace(true);
+        for seen in waiting.drain(..) {
+            // Who has stopped waiting does not mind.
+            let _ = seen.send(());
+        }
     }
 }
 
@@ -226,9 +337,18 @@ fn sample(counter: redirect::Counter) -> Sample {
     Sample { labels, value: counter.value }
 }
 
-fn readiness(states: &States, loaded: watch::Receiver<bool>, view: View) -> Vec<admin::ReadinessCheck> {
+fn readiness(
+    states: &States,
+    loaded: watch::Receiver<bool>,
+    view: View,
+    plugin: Option<watch::Receiver<cni::keep::Problem>>,
+) -> Vec<admin::ReadinessCheck> {
     let states = states.clone();
     vec![
+        Arc::new(move || {
+            let problem = plugin.as_ref().and_then(|plugin| plugin.borrow().clone());
+            problem.map(|problem| format!("the CNI plugin is not installed: {problem}")).into_iter().collect()
+        }),
         Arc::new(move || {
             if *loaded.borrow() {
                 return Vec::new();

@@ -1,0 +1,135 @@
+//! What the CNI plugin has told of the node's sandboxes, one file each, so that an agent that starts anew knows them:
+//! a pod that is between its ADD and its addresses in the API server would otherwise be let go.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use culvert_core::mesh::Sandbox;
+use culvert_core::workload::NamespacedName;
+
+use super::netconf::is_container_id;
+use super::protocol::Attachment;
+use super::state::{make_private_directory, read_bounded, remove_file, write_atomically};
+
+/// The directory, in the state directory.
+pub(super) const DIRECTORY: &str = "sandboxes";
+/// The largest file, in bytes.
+const MAX_BYTES: u64 = 16 << 10;
+/// More than a node has pods.
+const MAX_FILES: usize = 4096;
+
+/// The sandboxes that are written down.
+#[derive(Clone, Debug)]
+pub(super) struct Records(PathBuf);
+
+impl Records {
+    pub(super) fn new(state_dir: &Path) -> Self {
+        Self(state_dir.join(DIRECTORY))
+    }
+
+    pub(super) fn write(&self, attachment: &Attachment) -> io::Result<()> {
+        make_private_directory(&self.0)?;
+        write_atomically(&self.path(&attachment.container_id), &serde_json::to_vec(attachment)?, 0o600)
+    }
+
+    /// Strikes out a sandbox; unknown ones are fine.
+    pub(super) fn remove(&self, container_id: &str) -> io::Result<()> {
+        remove_file(&self.path(container_id))
+    }
+
+    /// Strikes out all but these, and returns those struck out.
+    pub(super) fn keep(&self, valid: &[String]) -> io::Result<Vec<Attachment>> {
+        let gone: Vec<_> = self.load().into_iter().filter(|known| !valid.contains(&known.container_id)).collect();
+        gone.iter().try_for_each(|attachment| self.remove(&attachment.container_id))?;
+        Ok(gone)
+    }
+
+    /// Those whose network namespace is still there. What cannot be read is struck out.
+    pub(super) fn load(&self) -> Vec<Attachment> {
+        let entries = fs::read_dir(&self.0).into_iter().flatten().flatten().take(MAX_FILES);
+        let read = |path: PathBuf| {
+            let bytes = read_bounded(&path, MAX_BYTES).ok();
+            let attachment = bytes.and_then(|bytes| serde_json::from_slice::<Attachment>(&bytes).ok());
+            let is_there = |attachment: &Attachment| {
+                self.path(&attachment.container_id) == path
+                    && attachment.netns.as_deref().is_some_and(|netns| Path::new(netns).exists())
+            };
+            let found = attachment.filter(is_there);
+            if found.is_none() {
+                let _ = remove_file(&path);
+            }
+            found
+        };
+        entries.filter_map(|entry| read(entry.path())).collect()
+    }
+
+    fn path(&self, container_id: &str) -> PathBuf {
+        let name = if is_container_id(container_id) { container_id } else { "invalid" };
+        self.0.join(format!("{name}.json"))
+    }
+}
+
+/// The sandboxes that an earlier agent was told of, for the mesh to know before it reads anything.
+pub fn load(state_dir: &Path) -> Vec<(NamespacedName, Sandbox)> {
+    Records::new(state_dir).load().iter().map(|attachment| (pod(attachment), sandbox(attachment))).collect()
+}
+
+/// Whose sandbox it is.
+pub(super) fn pod(attachment: &Attachment) -> NamespacedName {
+    NamespacedName::new(attachment.namespace.as_str(), attachment.name.as_str())
+}
+
+/// The sandbox as the mesh keeps it.
+pub(super) fn sandbox(attachment: &Attachment) -> Sandbox {
+    Sandbox {
+        uid: attachment.uid.as_deref().map(Arc::from),
+        netns: attachment.netns.as_deref().map(Arc::from),
+        addresses: attachment.addresses.iter().copied().collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::state::tests::directory;
+    use super::*;
+
+    fn attachment(id: &str, netns: &str) -> Attachment {
+        Attachment {
+            container_id: id.to_owned(),
+            netns: Some(netns.to_owned()),
+            namespace: "shop".to_owned(),
+            name: "cart".to_owned(),
+            uid: Some("u".to_owned()),
+            addresses: vec!["10.0.0.9".parse().unwrap()],
+        }
+    }
+
+    #[test]
+    fn sandboxes_are_remembered_until_they_are_struck_out_or_gone() {
+        let directory = directory("sandboxes");
+        let records = Records::new(&directory);
+        assert_eq!(records.load(), []);
+        records.remove("unknown").unwrap();
+        records.write(&attachment("a", "/proc/self/ns/net")).unwrap();
+        records.write(&attachment("b", "/proc/self/ns/net")).unwrap();
+        records.write(&attachment("c", "/nowhere")).unwrap();
+        fs::write(directory.join("sandboxes/broken.json"), "{").unwrap();
+        let mut found: Vec<_> = records.load().into_iter().map(|found| found.container_id).collect();
+        found.sort();
+        assert_eq!(found, ["a", "b"]);
+        assert_eq!(fs::read_dir(directory.join("sandboxes")).unwrap().count(), 2);
+        let gone = records.keep(&["b".to_owned()]).unwrap();
+        assert_eq!(gone.len(), 1);
+        assert_eq!(load(&directory)[0].1.uid.as_deref(), Some("u"));
+        records.remove("b").unwrap();
+        assert_eq!(load(&directory), []);
+    }
+
+    #[test]
+    fn an_id_never_leads_out_of_the_directory() {
+        let records = Records::new(Path::new("/state"));
+        assert_eq!(records.path("../../etc/passwd"), Path::new("/state/sandboxes/invalid.json"));
+    }
+}

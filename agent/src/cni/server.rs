@@ -1,0 +1,187 @@
+//! The agent's side of the CNI plugin: a Unix socket for root alone.
+//!
+//! An ADD is answered when the pod is captured, served and has its certificate, or when it is certain that it does not
+//! belong to the mesh. What the plugin says of the sandbox goes into the mesh, and the pod is taken in by the same path
+//! as any other; all that is done here is to wait for the outcome.
+
+mod answer;
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use culvert_core::enrolment::EnrolmentRules;
+use culvert_core::mesh::{Change, Sandbox, Snapshot};
+use culvert_core::workload::NamespacedName;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+
+use super::protocol::{self, Answer, Request};
+use super::sandboxes::{Records, pod};
+use crate::enrolment::{Pods, States};
+use crate::telemetry::Telemetry;
+
+/// How long a request may take to arrive.
+const REQUEST: Duration = Duration::from_secs(5);
+/// How many requests are worked on at a time: a node whose pods all start at once.
+const MAX_REQUESTS: usize = 256;
+/// How often it is looked whether pods whose sandbox was taken down are gone.
+const SWEEP: Duration = Duration::from_secs(60);
+
+/// What the plugin's requests tell the mesh.
+#[derive(Debug)]
+pub enum Told {
+    /// Of a pod's sandbox.
+    Sandbox {
+        /// Whose it is.
+        pod: NamespacedName,
+        /// What is known of it; `None` to forget it.
+        sandbox: Option<Sandbox>,
+        /// Told when readers of the mesh see it.
+        seen: Option<oneshot::Sender<()>>,
+    },
+    /// Objects that the API server has and the watch has not brought yet.
+    Found(Vec<Change>),
+}
+
+/// What answering takes.
+#[derive(Clone)]
+pub struct Context {
+    /// How pods are chosen.
+    pub rules: Arc<EnrolmentRules>,
+    /// Where sandboxes are written down.
+    pub state_dir: PathBuf,
+    /// The mesh as it changes.
+    pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// How each pod is doing.
+    pub states: States,
+    /// Where the mesh is told.
+    pub mesh: mpsc::Sender<Told>,
+    /// The API server, where there is one.
+    pub pods: Option<Pods>,
+}
+
+/// A socket that is bound.
+#[derive(Debug)]
+pub struct Server {
+    listener: UnixListener,
+}
+
+/// What all requests share.
+struct Shared {
+    context: Context,
+    records: Records,
+    /// The sandbox that each pod has now, by its ID.
+    current: Mutex<HashMap<NamespacedName, Current>>,
+    requests: Family<Labels, Counter>,
+}
+
+struct Current {
+    container_id: String,
+    /// It was taken down, and its pod may still be there.
+    is_down: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Labels {
+    command: &'static str,
+    result: &'static str,
+}
+
+impl Server {
+    /// Binds the socket, in the place of an earlier agent's. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// The directory cannot be made or written.
+    pub fn bind(path: &Path) -> io::Result<Self> {
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory)?;
+        }
+        // Bound beside it and moved there: nobody but root may connect at any moment, and there is none at which nobody
+        // listens while one agent takes over from another.
+        let hidden = path.with_extension(format!("{}.part", std::process::id()));
+        super::state::remove_file(&hidden)?;
+        let listener = UnixListener::bind(&hidden)?;
+        fs::set_permissions(&hidden, fs::Permissions::from_mode(0o600))?;
+        fs::rename(&hidden, path)?;
+        Ok(Self { listener })
+    }
+
+    /// Answers until the task is dropped.
+    pub async fn serve(self, context: Context, telemetry: &Telemetry) {
+        let requests = Family::<Labels, Counter>::default();
+        telemetry.registry(|registry| {
+            registry.register("culvert_cni_requests", "Requests of the CNI plugin", requests.clone());
+        });
+        let records = Records::new(&context.state_dir);
+        let known = records.load();
+        let current = known.iter().map(|attachment| {
+            (pod(attachment), Current { container_id: attachment.container_id.clone(), is_down: false })
+        });
+        let current = Mutex::new(current.collect());
+        let shared = Arc::new(Shared { context, records, current, requests });
+        let places = Arc::new(Semaphore::new(MAX_REQUESTS));
+        let mut sweep = tokio::time::interval(SWEEP);
+        loop {
+            let accepted = tokio::select! {
+                accepted = self.listener.accept() => accepted,
+                _ = sweep.tick() => {
+                    shared.sweep().await;
+                    continue;
+                }
+            };
+            let stream = match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "the CNI plugin cannot be answered");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            // Who waits for a place finds out by its own time-out.
+            let Ok(place) = places.clone().acquire_owned().await else { return };
+            let shared = shared.clone();
+            tokio::spawn(async move {
+                shared.converse(stream).await;
+                drop(place);
+            });
+        }
+    }
+}
+
+impl Shared {
+    async fn converse(&self, mut stream: UnixStream) {
+        if !stream.peer_cred().is_ok_and(|peer| peer.uid() == 0) {
+            return self.count("unknown", "forbidden");
+        }
+        let request = match tokio::time::timeout(REQUEST, protocol::receive::<Request>(&mut stream)).await {
+            Ok(Ok(request)) => request,
+            Ok(Err(error)) => {
+                self.count("unknown", "invalid");
+                let reason = format!("the request cannot be read: {error}");
+                let _ = protocol::send(&mut stream, &Answer::Invalid { reason }).await;
+                return;
+            }
+            Err(_) => return self.count("unknown", "timeout"),
+        };
+        let name = request.command.name();
+        let answer = self.answer(request).await;
+        self.count(name, answer.name());
+        if let Answer::Refused { reason } | Answer::Invalid { reason } = &answer {
+            tracing::warn!(command = name, "CNI plugin: {reason}");
+        }
+        // A plugin that has given up asks again.
+        let _ = tokio::time::timeout(REQUEST, protocol::send(&mut stream, &answer)).await;
+    }
+
+    fn count(&self, command: &'static str, result: &'static str) {
+        self.requests.get_or_create_owned(&Labels { command, result }).inc();
+    }
+}

@@ -1,0 +1,64 @@
+//! The agent's side as a whole: bound with the agent's other ports, run once the mesh can be asked.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use culvert_core::enrolment::EnrolmentRules;
+use tokio::sync::watch;
+
+use super::server::{Context, Server};
+use super::{Paths, cache, credentials, entry, install, keep};
+use crate::cluster::Cluster;
+use crate::telemetry::Telemetry;
+
+/// The agent's side of the CNI plugin, bound.
+#[derive(Debug)]
+pub struct AgentSide {
+    server: Server,
+    paths: Paths,
+    problem: watch::Sender<keep::Problem>,
+}
+
+impl AgentSide {
+    /// Binds the socket. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// The socket's directory cannot be made or written.
+    pub fn bind(paths: Paths) -> anyhow::Result<Self> {
+        let server =
+            Server::bind(&paths.cni_socket).with_context(|| format!("--cni-socket {}", paths.cni_socket.display()))?;
+        let (problem, _) = watch::channel(Some("it is being installed".to_owned()));
+        Ok(Self { server, paths, problem })
+    }
+
+    /// Answers the plugin, installs it and keeps it installed, until the runtime ends.
+    pub fn start(self, context: Context, node: String, cluster: Option<Cluster>, telemetry: Telemetry) {
+        let Self { server, paths, problem } = self;
+        let rules: Arc<EnrolmentRules> = context.rules.clone();
+        tokio::spawn(cache::keep(context.snapshots.clone(), rules.clone(), node, paths.state_dir.clone()));
+        if let Some(cluster) = cluster {
+            let state_dir = paths.state_dir.clone();
+            tokio::spawn(async move {
+                match credentials::Server::find().await {
+                    Ok(server) => credentials::keep(cluster, server, state_dir).await,
+                    Err(error) => tracing::warn!("the CNI plugin has no credentials: {error:#}"),
+                }
+            });
+        }
+        let entry = entry(&paths, &rules);
+        tokio::spawn(keep::keep(paths, entry, problem));
+        tokio::spawn(async move { server.serve(context, &telemetry).await });
+    }
+
+    /// What keeps new pods from being in the mesh before their first packet.
+    pub fn problem(&self) -> watch::Receiver<keep::Problem> {
+        self.problem.subscribe()
+    }
+}
+
+/// Removes the plugin from the node, whatever can be removed; the rest is logged.
+pub fn remove(paths: &Paths) {
+    if let Err(error) = install::uninstall(paths) {
+        tracing::warn!("the CNI plugin is not removed entirely: {error}; run `culvert cni uninstall` on the node");
+    }
+}
