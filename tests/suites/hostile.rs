@@ -160,6 +160,9 @@ fn a_stranger_gets_no_tunnel() {
     let _ = garbage.read_to_end(&mut answer);
     assert!(answer.len() < 10, "an alert at the most: {answer:?}");
     scene.says("the peer does not speak TLS");
+    // Counted too, for when there are too many for the log.
+    let counted = scene.mesh.agent.metric("culvert_peer_events_total", &[("event", "tunnel refused")]).unwrap();
+    assert!(counted >= 7.0, "{counted}");
     scene.others_are_well();
 }
 
