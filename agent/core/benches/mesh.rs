@@ -33,7 +33,7 @@ const POLICIES: usize = 1_000;
 
 fn main() {
     let before = resident();
-    let mut mesh = Mesh::new();
+    let mut mesh = Mesh::new().for_node("node-0");
     let started = now();
     mesh.apply(all());
     let snapshot = mesh.snapshot();

@@ -10,7 +10,7 @@ use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher as _, Hash};
 
 /// Enough for a million entries to be moved in less than a millisecond, and few enough to cost nothing when empty.
-const SHARDS: usize = 128;
+const SHARDS: usize = 256;
 
 /// Tables `S`, of which each key belongs to one.
 #[derive(Debug)]

@@ -14,6 +14,8 @@ use aya::sys::SyscallError;
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use culvert_core::address::NetnsCookie;
 use culvert_ebpf_common::{AddressKey, ListenerKey, Pod, PodRecord};
+use nix::sched::{CloneFlags, unshare};
+use nix::unistd::chroot;
 
 use super::error::LoadError;
 use super::link;
@@ -113,16 +115,21 @@ pub(super) fn detach_pod(pins: &Pins, cookie: NetnsCookie) -> io::Result<()> {
     }
 }
 
-/// One loader for all loads: making one reads and parses the kernel's own types, which takes 20 MB and most of the time
-/// of a load, and nothing here is relocated by them.
+/// One loader for all loads. Nothing here is relocated by the kernel's own types, but making a loader reads and parses
+/// them where it finds them, which takes 20 MB and most of the time of a load, and it cannot be told not to.
 static LOADER: LazyLock<Mutex<EbpfLoader<'static>>> = LazyLock::new(|| {
     let make = || {
         let mut loader = EbpfLoader::new();
         loader.btf(None);
         Mutex::new(loader)
     };
-    // On a thread of its own, so that the allocator gives back what this takes: nothing else lies in between.
-    thread::spawn(make).join().unwrap_or_else(|_| make())
+    // So it is made on a thread that does not find them: its root directory is another. Where that is not allowed, they
+    // are read for nothing.
+    let make_apart = move || {
+        let _ = unshare(CloneFlags::CLONE_FS).and_then(|()| chroot("/dev"));
+        make()
+    };
+    thread::spawn(make_apart).join().unwrap_or_else(|_| make())
 });
 
 fn load(pins: &Pins, constants: Constants, pod: NetnsCookie) -> Result<Ebpf, EbpfError> {
