@@ -75,7 +75,8 @@ pub trait CertificateAuthority: Send + Sync {
 
 /// `certificate` in PEM (RFC 7468).
 pub fn certificate_pem(certificate: &CertificateDer<'_>) -> String {
-    pem::encode(&pem::Pem::new("CERTIFICATE", certificate.as_ref()))
+    let config = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
+    pem::encode_config(&pem::Pem::new("CERTIFICATE", certificate.as_ref()), config)
 }
 
 /// Why a certificate authority cannot be used. Each message is one line that names the file and the cure.

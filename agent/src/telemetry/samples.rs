@@ -3,7 +3,7 @@
 use std::fmt;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -47,13 +47,18 @@ impl<F: Fn() -> Vec<Sample> + Send + Sync + 'static> Collector for SampleCollect
             Kind::Gauge => MetricType::Gauge,
         };
         let mut metric = encoder.encode_descriptor(self.name, self.help, None, metric_type)?;
-        for sample in (self.read)() {
-            let encoder = metric.encode_family(&sample.labels)?;
-            match self.kind {
-                Kind::Counter => ConstCounter::new(sample.value).encode(encoder)?,
-                Kind::Gauge => ConstGauge::new(i64::try_from(sample.value).unwrap_or(i64::MAX)).encode(encoder)?,
-            }
+        let kind = self.kind;
+        let encode = |value: u64, encoder: MetricEncoder<'_>| match kind {
+            Kind::Counter => ConstCounter::new(value).encode(encoder),
+            Kind::Gauge => ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)).encode(encoder),
+        };
+        let samples = (self.read)();
+        if let [Sample { labels, value }] = samples.as_slice()
+            && labels.is_empty()
+        {
+            // As a family it would be written with an empty pair of braces.
+            return encode(*value, metric);
         }
-        Ok(())
+        samples.iter().try_for_each(|sample| encode(sample.value, metric.encode_family(&sample.labels)?))
     }
 }
