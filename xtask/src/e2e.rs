@@ -16,8 +16,7 @@ use anyhow::{Result, ensure};
 use clap::Args;
 use nix::unistd::Uid;
 
-use crate::run::{cargo, run, target};
-use crate::{ebpf, setup};
+use crate::{image, setup};
 use world::World;
 
 #[derive(Args)]
@@ -25,7 +24,7 @@ pub(crate) struct EndToEnd {
     /// Measure as well: CNI ADD, policy propagation, a restart of the agent, its requests when idle
     #[arg(long)]
     measure: bool,
-    /// Take culvert and culvertctl from this directory rather than build them
+    /// Take culvert and culvertctl from this directory rather than build them as `cargo xtask image` does
     #[arg(long, value_name = "DIR")]
     binaries: Option<PathBuf>,
     /// Leave everything up afterwards or where something fails, say how to look around, and wait for Ctrl-C
@@ -37,14 +36,13 @@ pub(crate) fn prove(options: &EndToEnd) -> Result<()> {
     ensure!(Uid::effective().is_root(), "nodes and their namespaces need root: run this as root");
     setup::install(setup::TOPOLOGY)?;
     setup::install(setup::NODES)?;
-    ebpf::build()?;
-    if options.binaries.is_none() {
-        run(cargo().args(["build", "--quiet", "--package", "culvert", "--package", "culvertctl"]))?;
-    }
-    let binaries = options.binaries.clone().unwrap_or_else(|| target().join("debug"));
+    let built = match &options.binaries {
+        Some(directory) => install::image_of(directory)?,
+        None => image::build(&image::Options::for_trying())?,
+    };
 
     let started = Instant::now();
-    let mut world = World::start(binaries)?;
+    let mut world = World::start(built)?;
     proven(started, "two real nodes are Ready, and pods on them reach each other");
     let walked = walk(&mut world, options, started);
     if options.keep {

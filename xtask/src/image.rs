@@ -32,7 +32,26 @@ pub(crate) struct Options {
     debug_build: bool,
 }
 
+/// An image, and what is in it.
+pub(crate) struct Built {
+    /// An OCI archive.
+    pub(crate) archive: PathBuf,
+    /// The directory that `culvert` and `culvertctl` were taken from.
+    pub(crate) programs: PathBuf,
+}
+
+impl Options {
+    /// The image that the chart's values name, soon ready.
+    pub(crate) fn for_trying() -> Self {
+        Self { name: None, archive: None, debug_build: true }
+    }
+}
+
 pub(crate) fn write(options: &Options) -> Result<()> {
+    build(options).map(drop)
+}
+
+pub(crate) fn build(options: &Options) -> Result<Built> {
     setup::install(&[Part::C, Part::Ebpf])?;
     ebpf::build()?;
     let profile = if options.debug_build { "dev" } else { "release" };
@@ -73,5 +92,5 @@ pub(crate) fn write(options: &Options) -> Result<()> {
     let size = std::fs::metadata(&archive)?.len();
     println!("{name}: {} ({:.1} MB)", archive.display(), size as f64 / 1e6);
     println!("into a node's containerd: ctr --namespace k8s.io images import {}", archive.display());
-    Ok(())
+    Ok(Built { archive, programs: built })
 }

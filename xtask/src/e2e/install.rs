@@ -1,5 +1,7 @@
 //! Culvert's image on the nodes, and its objects in the cluster.
 
+use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -7,18 +9,27 @@ use culvert_tests::eventually;
 use culvert_tests::kube::Image;
 
 use super::world::{LIMIT, SHOP, World, is_ready};
-use crate::run::run_quietly;
+use crate::image::Built;
+use crate::run::{run_quietly, target};
 
 /// Where Culvert is installed.
 pub(super) const NAMESPACE: &str = "culvert-system";
-const IMAGE: &str = concat!("localhost/culvert:", env!("CARGO_PKG_VERSION"));
+
+/// An image of programs that are linked with this machine's C library, which the nodes have as well.
+pub(super) fn image_of(programs: &Path) -> Result<Built> {
+    let directory = target().join("e2e-image");
+    let _ = fs::remove_dir_all(&directory);
+    let image = Image::create(&directory)?;
+    for program in ["culvert", "culvertctl"] {
+        image.add_program(&programs.join(program), &format!("usr/bin/{program}"))?;
+    }
+    let name = concat!("localhost/culvert:", env!("CARGO_PKG_VERSION"));
+    Ok(Built { archive: image.archive(name, &["/usr/bin/culvert"])?, programs: programs.to_path_buf() })
+}
 
 /// Imports the image into every node and installs the chart, as `culvertctl install` does.
 pub(super) fn install(world: &World) -> Result<()> {
-    let image = Image::create(&world.topology.scope().directory().join("culvert-image"))?;
-    image.add_program(&world.binaries.join("culvert"), "usr/bin/culvert")?;
-    let archive = image.archive(IMAGE, &["/usr/bin/culvert"])?;
-    world.nodes.iter().try_for_each(|node| node.import(&archive))?;
+    world.nodes.iter().try_for_each(|node| node.import(&world.built.archive))?;
     run_quietly(culvertctl(world, "install").args(["--set", "image.pullPolicy=Never"]).args([
         "--set",
         // The nodes' kubelets use the driver cgroupfs, and their cgroup2 may be beside version 1.
@@ -44,7 +55,7 @@ pub(super) fn uninstall(world: &World) -> Result<()> {
 }
 
 fn culvertctl(world: &World, command: &str) -> Command {
-    let mut culvertctl = Command::new(world.binaries.join("culvertctl"));
+    let mut culvertctl = Command::new(world.built.programs.join("culvertctl"));
     culvertctl.arg(command).env("KUBECONFIG", world.cluster.kubeconfig());
     culvertctl
 }

@@ -1,7 +1,6 @@
 //! The cluster, its nodes, and the pods that are to be taken into the mesh.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -9,6 +8,7 @@ use culvert_tests::kube::{BUSYBOX, ControlPlane, KubeNode, Services};
 use culvert_tests::{Capture, Topology, eventually};
 use serde_json::Value;
 
+use crate::image::Built;
 use crate::setup;
 
 /// How long anything may take that Kubernetes does in seconds on an idle machine.
@@ -29,14 +29,14 @@ pub(super) struct World {
     pub(super) cluster: ControlPlane,
     /// The address of the Service `shop/web`.
     pub(super) service: SocketAddr,
-    /// Where `culvert` and `culvertctl` are.
-    pub(super) binaries: PathBuf,
+    /// What is installed.
+    pub(super) built: Built,
 }
 
 impl World {
     /// Nodes with pods that serve, and pods to call from: `shop/client` and `shop/neighbour` on n1, `shop/web` on n2,
     /// `outside/legacy` on n1.
-    pub(super) fn start(binaries: PathBuf) -> Result<Self> {
+    pub(super) fn start(built: Built) -> Result<Self> {
         let mut cluster = ControlPlane::start_with_controllers()?;
         cluster.start_scheduler()?;
         let topology = Topology::new(2)?;
@@ -54,7 +54,7 @@ impl World {
         let found = cluster.get(&format!("/api/v1/namespaces/{SHOP}/services/web"))?.success()?;
         let address = found["spec"]["clusterIP"].as_str().context("a Service without an address")?.parse()?;
         let service = SocketAddr::new(address, PORT);
-        let world = Self { services: Some(services), nodes, topology, cluster, service, binaries };
+        let world = Self { services: Some(services), nodes, topology, cluster, service, built };
         for (namespace, name, _) in pods {
             world.await_running(namespace, name)?;
         }
