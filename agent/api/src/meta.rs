@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// Selects pods by their labels; empty selects every pod of the namespace (`type/v1beta1/selector.proto`).
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -40,7 +40,7 @@ pub struct PolicyTargetReference {
 #[serde(rename_all = "camelCase")]
 pub struct IstioStatus {
     /// What is known of the object.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "conditions")]
     pub conditions: Vec<Condition>,
     /// What its analysis found; left as it came.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -52,6 +52,18 @@ pub struct IstioStatus {
     pub observed_generation: Option<serde_json::Value>,
 }
 
+/// Conditions as Istio writes them too: with generations as strings.
+pub(crate) fn conditions<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Condition>, D::Error> {
+    let mut list = Vec::<serde_json::Value>::deserialize(from)?;
+    for condition in &mut list {
+        let Some(generation) = condition.get_mut("observedGeneration") else { continue };
+        if let Some(number) = generation.as_str().and_then(|text| text.parse::<i64>().ok()) {
+            *generation = number.into();
+        }
+    }
+    list.into_iter().map(|condition| serde_json::from_value(condition).map_err(serde::de::Error::custom)).collect()
+}
+
 pub(crate) fn untouched_list(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     schemars::json_schema!({
         "type": "array",
@@ -61,4 +73,23 @@ pub(crate) fn untouched_list(_: &mut schemars::SchemaGenerator) -> schemars::Sch
 
 pub(crate) fn int_or_string(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     schemars::json_schema!({"anyOf": [{"type": "integer"}, {"type": "string"}], "x-kubernetes-int-or-string": true})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_that_istio_wrote_is_read() {
+        let status: IstioStatus = serde_json::from_value(serde_json::json!({
+            "conditions": [{
+                "type": "ZtunnelAccepted", "status": "True", "reason": "Accepted", "message": "attached to ztunnel",
+                "lastTransitionTime": "2026-01-02T03:04:05.678901234Z", "observedGeneration": "4",
+            }],
+            "observedGeneration": "4",
+        }))
+        .unwrap();
+        assert_eq!(status.conditions[0].observed_generation, Some(4));
+        serde_json::from_value::<IstioStatus>(serde_json::json!({"conditions": [{"type": 1}]})).unwrap_err();
+    }
 }

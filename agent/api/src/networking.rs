@@ -7,7 +7,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::meta::{IstioStatus, int_or_string, untouched_list};
+use crate::meta::{IstioStatus, conditions, int_or_string, untouched_list};
 
 /// A service that Kubernetes does not know.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -118,7 +118,7 @@ pub struct ServiceEntryWorkloadSelector {
 #[serde(rename_all = "camelCase", default)]
 pub struct ServiceEntryStatus {
     /// What is known of the object.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "conditions")]
     pub conditions: Vec<Condition>,
     /// What its analysis found; left as it came.
     #[serde(skip_serializing_if = "Vec::is_empty")]
