@@ -9,6 +9,7 @@ use culvert_core::mesh::{Mesh, Snapshot};
 use tokio::sync::{mpsc, watch};
 
 use crate::admin::{self, AdminState, Endpoint, Report};
+use crate::bypass::Destinations;
 use crate::cluster::Cluster;
 use crate::cni;
 use crate::cni::lifecycle::Lifecycle;
@@ -149,8 +150,12 @@ impl Node {
                 state.set_sandbox(pod, Some(sandbox));
             }
         }
-        let (certificates, followers) = (self.certificates.clone(), proxies.clone());
-        tokio::spawn(follow_objects(self.source, told, state, mesh, snapshots, loaded, certificates, followers));
+        let followers = Followers {
+            certificates: self.certificates.clone(),
+            proxies: proxies.clone(),
+            destinations: Destinations::new(self.redirect.clone(), &self.config.node_name),
+        };
+        tokio::spawn(follow_objects(self.source, told, state, mesh, snapshots, loaded, followers));
         tokio::spawn(follow_trust(self.certificates.clone(), proxies.clone()));
         let pods = self.cluster.clone().map(Pods::new);
         let announcer = match &self.cluster {
@@ -237,6 +242,13 @@ impl Node {
     }
 }
 
+/// Who looks at each new state of the mesh.
+struct Followers {
+    certificates: CertificateStore,
+    proxies: Proxies,
+    destinations: Destinations,
+}
+
 /// New connections of pods go as if there were no mesh; those that are open may finish.
 fn release_all(redirect: &Redirect) {
     for uid in redirect.captured() {
@@ -252,7 +264,6 @@ fn cni_paths(config: &NodeConfig) -> cni::Paths {
 }
 
 /// Takes in what the source and the CNI plugin say, and has everyone look at the result once it is whole.
-#[expect(clippy::too_many_arguments, reason = "the one place where everything meets")]
 async fn follow_objects(
     mut source: Source,
     mut told: mpsc::Receiver<Told>,
@@ -260,9 +271,9 @@ async fn follow_objects(
     mesh: Arc<ArcSwap<Snapshot>>,
     snapshots: watch::Sender<Arc<Snapshot>>,
     loaded: watch::Sender<bool>,
-    certificates: CertificateStore,
-    proxies: Proxies,
+    followers: Followers,
 ) {
+    let Followers { certificates, proxies, mut destinations } = followers;
     let mut settled = false;
     let mut waiting = Vec::new();
     loop {
@@ -293,7 +304,19 @@ async fn follow_objects(
         if *certificates.trust_domains() != trusted {
             certificates.set_trust_domains(trusted);
         }
+        let touched = state.take_touched();
         mesh.store(snapshot.clone());
+        // Before the pods are taken in that rely on it.
+        let known = snapshot.clone();
+        let follow = move || {
+            destinations.follow(&known, touched);
+            destinations
+        };
+        destinations = match tokio::task::spawn_blocking(follow).await {
+            Ok(destinations) => destinations,
+            // The runtime is being shut down, or it has reported a panic.
+            Err(_) => return,
+        };
         let ended = proxies.recheck(&snapshot);
         if ended > 0 {
             tracing::info!(ended, "connections closed: what allowed them has changed");
@@ -327,6 +350,7 @@ fn redirection(redirect: &Arc<Redirect>, states: &States, node: &str) -> Report 
             "node": node,
             "pods": states.list(),
             "programs": redirect.report(),
+            "outbound": redirect.outbound(),
             "counters": redirect.counters(),
         })
     })

@@ -12,7 +12,7 @@
 //! | [`recheck`] | asking again whether they are allowed, whenever something changed |
 //! | `pump` | copying between two plain connections |
 
-mod accept;
+pub(crate) mod accept;
 pub mod control;
 mod inbound;
 mod limits;

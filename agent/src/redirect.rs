@@ -10,6 +10,7 @@
 #![allow(unsafe_code, reason = "talks to the kernel where no safe wrapper exists")]
 
 mod cgroup;
+mod datagram;
 mod error;
 mod link;
 mod listen;
@@ -21,15 +22,20 @@ mod programs;
 mod record;
 mod report;
 mod routes;
+mod rules;
 mod steps;
 mod sysctls;
 
-use std::net::{IpAddr, TcpListener};
+use std::io;
+use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use culvert_core::address::NetnsCookie;
+use culvert_core::bypass::{Destination, Rules};
+use ipnet::IpNet;
 
+pub use datagram::Replies;
 pub use error::{EnrolError, LoadError};
 use netns::Netns;
 pub use netns::{Family, PodNetns};
@@ -37,6 +43,7 @@ use pins::Pins;
 use pods::Shared;
 use programs::Constants;
 pub use report::{Counter, PodReport};
+pub use rules::OutboundReport;
 
 /// What [`Redirect::load`] needs to know.
 #[derive(Clone, Debug)]
@@ -60,6 +67,10 @@ pub struct PodSpec {
     pub addresses: Vec<IpAddr>,
     /// Capture only what the pod sends (`ambient.istio.io/bypass-inbound-capture`).
     pub bypass_inbound: bool,
+    /// Capture its DNS queries (`ambient.istio.io/dns-capture`).
+    pub capture_dns: bool,
+    /// The destinations that its connections are not captured to.
+    pub outbound_rules: Option<Arc<Rules>>,
 }
 
 /// The pod's listeners, in its network namespace, nonblocking.
@@ -74,6 +85,19 @@ pub struct Listeners {
     pub hbone: TcpListener,
     /// Everything else that reaches the pod.
     pub plaintext: TcpListener,
+    /// What the pod asks of DNS, where that is captured.
+    pub dns: Option<DnsListeners>,
+}
+
+/// The sockets that take what a pod asks of DNS, dual-stack and nonblocking.
+#[derive(Debug)]
+pub struct DnsListeners {
+    /// Datagrams; each tells by `IPV6_PKTINFO` (`IP_PKTINFO` where the kernel has no IPv6) what address it was sent to.
+    pub udp: UdpSocket,
+    /// Connections; `local_addr()` of an accepted socket is the server that was asked.
+    pub tcp: TcpListener,
+    /// Answers to datagrams, from the address that was asked.
+    pub replies: Replies,
 }
 
 impl Listeners {
@@ -87,7 +111,19 @@ impl Listeners {
             outbound: self.outbound.try_clone()?,
             hbone: self.hbone.try_clone()?,
             plaintext: self.plaintext.try_clone()?,
+            dns: self.dns.as_ref().map(DnsListeners::try_clone).transpose()?,
         })
+    }
+}
+
+impl DnsListeners {
+    /// The same sockets under new descriptors.
+    ///
+    /// # Errors
+    ///
+    /// The agent is out of descriptors.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { udp: self.udp.try_clone()?, tcp: self.tcp.try_clone()?, replies: self.replies.try_clone()? })
     }
 }
 
@@ -194,6 +230,51 @@ impl Redirect {
     /// The UIDs of the pods that are captured, by this agent or an earlier one.
     pub fn captured(&self) -> Vec<String> {
         self.shared.captured()
+    }
+
+    /// Tells the programs what is known of some destinations; `None`: nothing any more.
+    ///
+    /// # Errors
+    ///
+    /// The map is full, or could not be written.
+    pub fn update_destinations(
+        &self,
+        changes: impl IntoIterator<Item = (IpNet, Option<Destination>)>,
+    ) -> io::Result<()> {
+        self.shared.update_destinations(&mut changes.into_iter())
+    }
+
+    /// Tells the programs all that is known of destinations, in place of what they knew.
+    ///
+    /// # Errors
+    ///
+    /// The map is full, or could not be written.
+    pub fn replace_destinations(&self, all: impl IntoIterator<Item = (IpNet, Destination)>) -> io::Result<()> {
+        self.shared.replace_destinations(&mut all.into_iter())
+    }
+
+    /// Whether the programs know every destination, without which nothing is bypassed or refused by rules about addresses
+    /// and ports; and whether they refuse what nobody knows.
+    ///
+    /// # Errors
+    ///
+    /// The map could not be written.
+    pub fn set_outbound(&self, complete: bool, registry_only: bool) -> io::Result<()> {
+        self.shared.set_outbound(complete, registry_only)
+    }
+
+    /// Makes `rules` those of every pod, beside its own.
+    ///
+    /// # Errors
+    ///
+    /// The maps are full, or could not be written.
+    pub fn set_mesh_rules(&self, rules: &Rules) -> io::Result<()> {
+        self.shared.set_mesh_rules(rules)
+    }
+
+    /// What every pod's connections are subject to.
+    pub fn outbound(&self) -> OutboundReport {
+        self.shared.outbound()
     }
 
     /// The programs' counters.

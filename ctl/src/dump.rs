@@ -150,6 +150,7 @@ pub(crate) struct Redirection {
     pub(crate) node: String,
     pub(crate) pods: Vec<EnrolledPod>,
     pub(crate) programs: Vec<CapturedPod>,
+    pub(crate) outbound: Outbound,
     pub(crate) counters: Vec<Counter>,
 }
 
@@ -177,7 +178,17 @@ pub(crate) struct CapturedPod {
     pub(crate) programs: Vec<String>,
     pub(crate) listeners: Vec<String>,
     pub(crate) rules: Vec<String>,
+    pub(crate) outbound_rules: Vec<String>,
     pub(crate) problems: Vec<String>,
+}
+
+/// What holds for the connections of every pod.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Outbound {
+    pub(crate) complete: bool,
+    pub(crate) registry_only: bool,
+    pub(crate) rules: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]

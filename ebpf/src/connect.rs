@@ -1,4 +1,5 @@
-//! `connect()` of the pods' sockets: mark those that are to be led to the agent.
+//! `connect()` of the pods' sockets, and datagrams of those that are not connected: mark what is to be led to the agent,
+//! and refuse what is to be led there while there is no agent.
 
 use core::ffi::c_void;
 
@@ -6,11 +7,11 @@ use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::generated::{bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_setsockopt};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
-use culvert_ebpf_common::verdict::{self, Connect};
-use culvert_ebpf_common::{AddressKey, Counter, Ip, ListenerKey, Role, STEERING_MARK, mapped};
+use culvert_ebpf_common::verdict::{self, Connect, SOCK_DGRAM, SOCK_STREAM};
+use culvert_ebpf_common::{AddressKey, Counter, DNS_PORT, Ip, ListenerKey, Pod, Role, STEERING_MARK, mapped};
 
 use crate::context::words;
-use crate::maps::{ADDRESSES, AGENT_CGROUP, count, is_listening, pod};
+use crate::maps::{self, ADDRESSES, AGENT_CGROUP, count, is_listening, pod, settings};
 
 const SOL_SOCKET: i32 = 1;
 const SO_BINDTODEVICE: i32 = 25;
@@ -52,6 +53,78 @@ pub fn connect_v6(ctx: SockAddrContext) -> i32 {
     decide(&ctx, &destination, to_loopback)
 }
 
+/// Datagrams of sockets that are not connected; for IPv4, of AF_INET6 sockets as well.
+#[cgroup_sock_addr(sendmsg4)]
+pub fn send_v4(ctx: SockAddrContext) -> i32 {
+    let addr = ctx.sock_addr;
+    // SAFETY: as above.
+    let destination = mapped(unsafe { (&raw const (*addr).user_ip4).read_volatile() }.to_ne_bytes());
+    send(&ctx, &destination)
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+pub fn send_v6(ctx: SockAddrContext) -> i32 {
+    let addr = ctx.sock_addr;
+    // SAFETY: as above.
+    let destination = unsafe { words((&raw const (*addr).user_ip6).cast()) };
+    send(&ctx, &destination)
+}
+
+#[inline(always)]
+fn send(ctx: &SockAddrContext, destination: &Ip) -> i32 {
+    // SAFETY: the context is valid for the program's run. In network order, in the lower half of the word.
+    let port = u16::from_be(unsafe { (&raw const (*ctx.sock_addr).user_port).read_volatile() } as u16);
+    if port != DNS_PORT {
+        return PASS;
+    }
+    // SAFETY: the helper takes the context it is called with.
+    let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    let Some(pod) = pod(netns) else { return PASS };
+    // SAFETY: no arguments.
+    if unsafe { bpf_get_current_cgroup_id() } == AGENT_CGROUP.load() {
+        return PASS;
+    }
+    // SAFETY: the context and the socket it holds are valid for the program's run.
+    let bound_device = unsafe {
+        let sk = (*ctx.sock_addr).__bindgen_anon_1.sk;
+        if sk.is_null() {
+            return REFUSE;
+        }
+        (*sk).bound_dev_if
+    };
+    let is_own = || {
+        let key = AddressKey { netns, ip: *destination };
+        ADDRESSES.get_ptr(&key).is_some()
+    };
+    datagram(netns, &pod, destination, port, bound_device, is_own)
+}
+
+#[inline(always)]
+fn datagram(
+    netns: u64,
+    pod: &Pod,
+    destination: &Ip,
+    port: u16,
+    bound_device: u32,
+    is_own: impl FnOnce() -> bool,
+) -> i32 {
+    if !pod.captures_dns() {
+        return PASS;
+    }
+    let is_served = || is_listening(&ListenerKey::new(netns, Role::DnsUdp));
+    match verdict::dns_datagram(destination, port, bound_device, is_served, is_own) {
+        Ok(None) => PASS,
+        Ok(Some(counter)) => {
+            count(counter);
+            PASS
+        }
+        Err(counter) => {
+            count(counter);
+            REFUSE
+        }
+    }
+}
+
 /// 127.0.0.1 in network order.
 const LOCALHOST: u32 = 0x7f00_0001u32.to_be();
 
@@ -59,9 +132,7 @@ const LOCALHOST: u32 = 0x7f00_0001u32.to_be();
 fn decide(ctx: &SockAddrContext, destination: &Ip, to_loopback: impl FnOnce()) -> i32 {
     // SAFETY: the helper takes the context it is called with.
     let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-    if pod(netns).is_none() {
-        return PASS;
-    }
+    let Some(pod) = pod(netns) else { return PASS };
     // SAFETY: no arguments.
     if unsafe { bpf_get_current_cgroup_id() } == AGENT_CGROUP.load() {
         return PASS;
@@ -74,20 +145,43 @@ fn decide(ctx: &SockAddrContext, destination: &Ip, to_loopback: impl FnOnce()) -
         }
         ((*ctx.sock_addr).type_, (*sk).mark, (*sk).bound_dev_if)
     };
-    let is_served = || is_listening(&ListenerKey::new(netns, Role::Outbound));
     let is_own = || {
         let key = AddressKey { netns, ip: *destination };
         ADDRESSES.get_ptr(&key).is_some()
     };
-    match verdict::connect(socket_type, destination, mark, bound_device, is_served, is_own) {
+    // SAFETY: as above. In network order, in the lower half of the word.
+    let port = u16::from_be(unsafe { (&raw const (*ctx.sock_addr).user_port).read_volatile() } as u16);
+    if socket_type == SOCK_DGRAM {
+        return datagram(netns, &pod, destination, port, bound_device, is_own);
+    }
+    if socket_type != SOCK_STREAM {
+        return PASS;
+    }
+    let is_served = is_listening(&ListenerKey::new(netns, Role::Outbound));
+    let outward = || {
+        let settings = settings();
+        verdict::outward(
+            settings,
+            maps::destination(destination),
+            is_served,
+            pod.captures_dns() && port == DNS_PORT,
+            || maps::bypasses_port(netns, &pod, &settings, port),
+            || maps::bypasses_address(netns, &pod, &settings, destination),
+        )
+    };
+    match verdict::connect(destination, mark, bound_device, is_served, is_own, outward) {
         Connect::Pass => PASS,
+        Connect::Bypass(counter) => {
+            count(counter);
+            if mark == STEERING_MARK { set_mark(ctx, 0) } else { PASS }
+        }
         Connect::Unmark => set_mark(ctx, 0),
         Connect::Forbid(counter) => {
             count(counter);
             REFUSE
         }
-        Connect::Refuse { unbind } => {
-            count(Counter::OutboundNoListener);
+        Connect::Refuse { unbind, counter } => {
+            count(counter);
             if unbind && !free_from_device(ctx) {
                 return REFUSE;
             }

@@ -6,8 +6,12 @@ use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::helpers::generated::{bpf_map_lookup_elem, bpf_sk_release};
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{HashMap, LruHashMap, PerCpuArray, SockHash};
-use culvert_ebpf_common::{AddressKey, Counter, ListenerKey, MAX_PODS, Pod, PodRecord, Probe};
+use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, SockHash};
+use culvert_ebpf_common::{
+    AddressKey, Counter, Destination, Ip, ListenerKey, MAX_DESTINATIONS, MAX_PODS, MAX_RULES, Pod, PodRecord, PortKey,
+    Probe, Role, RuleKey, Settings,
+};
 
 /// The id of the agent's own cgroup, which no pod shares: its sockets are not steered.
 #[unsafe(no_mangle)]
@@ -32,7 +36,7 @@ pub static ADDRESSES: HashMap<AddressKey, u8> = HashMap::pinned(MAX_PODS * 16, B
 
 /// The agent's listeners. The kernel removes them when the agent dies.
 #[map]
-pub static LISTENERS: SockHash<ListenerKey> = SockHash::pinned(MAX_PODS * 3, 0);
+pub static LISTENERS: SockHash<ListenerKey> = SockHash::pinned(MAX_PODS * Role::ALL.len() as u32, 0);
 
 /// Connections of host sockets to pods.
 #[map]
@@ -45,6 +49,22 @@ pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(Counter::ALL.len() a
 /// The agent's memory of what it did to pods, kept beside what it did.
 #[map]
 pub static RECORDS: HashMap<u64, PodRecord> = HashMap::pinned(MAX_PODS, BPF_F_NO_PREALLOC);
+
+/// What holds for every pod.
+#[map]
+pub static SETTINGS: Array<Settings> = Array::pinned(1, 0);
+
+/// What is known of destinations.
+#[map]
+pub static DESTINATIONS: LpmTrie<Ip, u8> = LpmTrie::pinned(MAX_DESTINATIONS, 0);
+
+/// Outbound rules about addresses, of each pod and of all.
+#[map]
+pub static ADDRESS_RULES: LpmTrie<RuleKey, u8> = LpmTrie::pinned(MAX_RULES, 0);
+
+/// Outbound rules about ports, of each pod and of all.
+#[map]
+pub static PORT_RULES: HashMap<PortKey, u8> = HashMap::pinned(MAX_RULES, BPF_F_NO_PREALLOC);
 
 /// Adds one.
 #[inline(always)]
@@ -74,4 +94,38 @@ pub fn is_listening(key: &ListenerKey) -> bool {
 pub fn pod(netns: u64) -> Option<Pod> {
     // SAFETY: rows are replaced whole and freed only after a grace period.
     unsafe { PODS.get(&netns) }.copied()
+}
+
+/// What holds for every pod.
+#[inline(always)]
+pub fn settings() -> Settings {
+    SETTINGS.get(0).copied().unwrap_or_default()
+}
+
+/// What is known of `ip`.
+#[inline(always)]
+pub fn destination(ip: &Ip) -> Option<Destination> {
+    DESTINATIONS.get(Key::new(128, *ip)).copied().map(Destination::from_value)
+}
+
+/// Whether a rule of the pod, or else of everyone, bypasses `port`.
+#[inline(always)]
+pub fn bypasses_port(netns: u64, pod: &Pod, settings: &Settings, port: u16) -> bool {
+    let is_there = |netns| {
+        let key = PortKey::new(netns, port);
+        PORT_RULES.get_ptr(&key).is_some()
+    };
+    (pod.has_rules() && is_there(netns)) || (settings.flags & Settings::RULES != 0 && is_there(RuleKey::EVERYONE))
+}
+
+/// Whether the longest rule of the pod, or else of everyone, bypasses `ip`.
+#[inline(always)]
+pub fn bypasses_address(netns: u64, pod: &Pod, settings: &Settings, ip: &Ip) -> bool {
+    let rule = |netns| ADDRESS_RULES.get(Key::new(RuleKey::WHOLE, RuleKey { netns, ip: *ip })).copied();
+    let own = if pod.has_rules() { rule(netns) } else { None };
+    let found = match own {
+        None if settings.flags & Settings::RULES != 0 => rule(RuleKey::EVERYONE),
+        own => own,
+    };
+    found == Some(RuleKey::BYPASS)
 }

@@ -1,4 +1,4 @@
-//! Connections that arrive in a pod's network namespace: hand them to the agent's listeners.
+//! Connections and datagrams that arrive in a pod's network namespace: hand them to the agent's listeners.
 //!
 //! One instance a pod, loaded with the pod's cookie. The addresses alone do not tell pods apart: where Q calls P on the
 //! same node, what Q sends, seen in Q's namespace, has the same addresses and interface as what the agent sends to the
@@ -8,13 +8,14 @@ use aya_ebpf::bindings::{BPF_SK_LOOKUP_F_NO_REUSEPORT, bpf_sk_lookup, sk_action}
 use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
 use culvert_ebpf_common::verdict::{self, Lookup};
-use culvert_ebpf_common::{AddressKey, Counter, Ip, ListenerKey, Probe};
+use culvert_ebpf_common::{AddressKey, Counter, DNS_PORT, Ip, ListenerKey, Probe};
 
 use crate::context::address;
 use crate::maps::{ADDRESSES, LISTENERS, POD_NETNS, PROBES, count, pod};
 
 const LOOPBACK_IFINDEX: u32 = 1;
 const IPPROTO_TCP: u32 = 6;
+const IPPROTO_UDP: u32 = 17;
 const PASS: u32 = sk_action::SK_PASS;
 const DROP: u32 = sk_action::SK_DROP;
 
@@ -28,7 +29,7 @@ pub fn arrive(ctx: SkLookupContext) -> u32 {
             (&raw const (*ctx.lookup).local_port).read_volatile() as u16,
         )
     };
-    if protocol != IPPROTO_TCP {
+    if protocol != IPPROTO_TCP && (protocol != IPPROTO_UDP || local_port != DNS_PORT) {
         return PASS;
     }
     let netns = POD_NETNS.load();
@@ -49,7 +50,13 @@ pub fn arrive(ctx: SkLookupContext) -> u32 {
         PROBES.get_ptr(&probe).is_some()
     };
     let via_loopback = ingress == LOOPBACK_IFINDEX;
-    match verdict::lookup(via_loopback, &local, local_port, pod.bypasses_inbound(), is_own, is_probe) {
+    let captures_dns = pod.captures_dns();
+    let found = if protocol == IPPROTO_UDP {
+        verdict::lookup_datagram(via_loopback, &local, local_port, captures_dns, is_own)
+    } else {
+        verdict::lookup(via_loopback, &local, local_port, captures_dns, pod.bypasses_inbound(), is_own, is_probe)
+    };
+    match found {
         Lookup::Pass(None) => PASS,
         Lookup::Pass(Some(counter)) => {
             count(counter);

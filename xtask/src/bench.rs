@@ -31,8 +31,8 @@ pub(crate) struct Bench {
     /// How long each single measurement takes
     #[arg(long, default_value_t = 5)]
     seconds: u32,
-    /// Only traffic, only memory, or only what is read from an API server
-    #[arg(long, value_parser = ["traffic", "memory", "kubernetes"])]
+    /// Only traffic, only memory, only what is read from an API server, or only connections that are not captured
+    #[arg(long, value_parser = ["traffic", "memory", "kubernetes", "bypass"])]
     only: Option<String>,
     /// Only the measurements whose name contains this
     #[arg(long, default_value = "")]
@@ -60,10 +60,14 @@ pub(crate) fn measure(options: &Bench) -> Result<()> {
         let Some((name, command)) = peer.split_once('=') else { bail!("--peer wants NAME=COMMAND, not {peer}") };
         kinds.push(Kind::Peer { name: name.to_owned(), command: command.to_owned() });
     }
-    let mut report = Report::new(&kinds);
-    let wanted = |part: &str| options.only.as_deref().is_none_or(|only| only == part);
+    let uncaptured = [Kind::Direct, Kind::Bypass];
+    let mut report = Report::new(kinds.iter().chain(&uncaptured[1..]));
+    let wanted = |part| options.only.as_deref().is_none_or(|only| only == part);
     if wanted("traffic") {
-        traffic(options, &kinds, &mut report)?;
+        traffic(options, &kinds, &Load::ALL, &mut report)?;
+    }
+    if wanted("bypass") {
+        traffic(options, &uncaptured, &[Load::Connect], &mut report)?;
     }
     if wanted("memory") {
         memory::measure(&mut report)?;
@@ -79,14 +83,14 @@ pub(crate) fn measure(options: &Bench) -> Result<()> {
     Ok(())
 }
 
-fn traffic(options: &Bench, kinds: &[Kind], report: &mut Report) -> Result<()> {
+fn traffic(options: &Bench, kinds: &[Kind], loads: &[Load], report: &mut Report) -> Result<()> {
     let mut contenders = kinds.iter().map(Contender::start).collect::<Result<Vec<_>>>()?;
     for contender in &contenders {
         contender.warm_up()?;
     }
     for round in 0..options.rounds {
         eprintln!("bench: round {} of {}", round + 1, options.rounds);
-        for load in Load::ALL.iter().filter(|load| load.name().contains(&options.matching)) {
+        for load in loads.iter().filter(|load| load.name().contains(&options.matching)) {
             for contender in &contenders {
                 let sample = load.measure(contender, options.seconds);
                 let sample = sample.with_context(|| format!("{}, {}", contender.name(), load.name()))?;

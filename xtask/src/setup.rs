@@ -58,8 +58,14 @@ pub(crate) const TOPOLOGY: &[Part] = &[
 ];
 
 /// What the tests want besides: an independent peer, an independent TLS, and Kubernetes.
-pub(crate) const TESTS: &[Part] =
-    &[Part::Envoy, Part::Program("openssl", "openssl"), Part::Kubernetes, Part::Manifests];
+pub(crate) const TESTS: &[Part] = &[
+    Part::Envoy,
+    Part::Program("openssl", "openssl"),
+    Part::Program("dig", "bind9-dnsutils"),
+    Part::Program("dnsmasq", "dnsmasq-base"),
+    Part::Kubernetes,
+    Part::Manifests,
+];
 
 /// What Kubernetes nodes are made of.
 pub(crate) const NODES: &[Part] = &[

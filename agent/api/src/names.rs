@@ -59,6 +59,18 @@ pub mod annotation {
     pub const DRY_RUN: &str = "istio.io/dry-run";
     /// Ours, on a pod: the path of its network namespace, in place of a container runtime.
     pub const NETNS: &str = "culvert.dev/netns";
+    /// Ours, on a pod: addresses and networks outside the mesh that it reaches without capture, separated by commas.
+    pub const BYPASS_OUTBOUND_CIDRS: &str = "culvert.dev/bypass-outbound-cidrs";
+    /// Ours, on a pod: ports outside the mesh that it reaches without capture, separated by commas.
+    pub const BYPASS_OUTBOUND_PORTS: &str = "culvert.dev/bypass-outbound-ports";
+    /// Istio's, for sidecars: as [`BYPASS_OUTBOUND_CIDRS`], which counts where both are there.
+    pub const EXCLUDE_OUTBOUND_IP_RANGES: &str = "traffic.sidecar.istio.io/excludeOutboundIPRanges";
+    /// Istio's, for sidecars: the only networks that are captured; `*` for all.
+    pub const INCLUDE_OUTBOUND_IP_RANGES: &str = "traffic.sidecar.istio.io/includeOutboundIPRanges";
+    /// Istio's, for sidecars: as [`BYPASS_OUTBOUND_PORTS`], which counts where both are there.
+    pub const EXCLUDE_OUTBOUND_PORTS: &str = "traffic.sidecar.istio.io/excludeOutboundPorts";
+    /// Istio's, for sidecars: ports that are captured all the same; not supported.
+    pub const INCLUDE_OUTBOUND_PORTS: &str = "traffic.sidecar.istio.io/includeOutboundPorts";
     /// Ours, on a namespace: `bypass` lets traffic through when a bound waypoint is missing.
     pub const MISSING_WAYPOINT: &str = "culvert.dev/missing-waypoint";
 }

@@ -13,13 +13,17 @@
 //! | [`mesh`] | the state of the mesh: a change in, a snapshot out |
 //! | [`policy`] | L4 authorization and its explanation |
 //! | [`route`] | where an outbound connection goes |
+//! | [`bypass`] | destinations that are not captured |
+//! | [`dns`] | what the mesh answers to DNS, and the messages |
 //! | [`hbone`] | the HTTP/2 tunnel and its headers, sans I/O |
 //! | [`cni`] | our plugin in the node's network configurations |
 //! | [`enrolment`] | which pods belong to the mesh, and the steps of taking one in |
 //! | [`simulate`] | one call, decided from end to end with every reason |
 
 pub mod address;
+pub mod bypass;
 pub mod cni;
+pub mod dns;
 pub mod enrolment;
 pub mod hbone;
 pub mod identity;

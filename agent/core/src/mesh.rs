@@ -5,6 +5,8 @@
 //! cheap to take, sharing its structure with the snapshots before and after it. The same objects give the same
 //! snapshot, in whatever order they came.
 
+mod allocate;
+mod destinations;
 mod namespaces;
 mod sandboxes;
 mod scoped;
@@ -24,6 +26,7 @@ use culvert_api::k8s_openapi::api::core::v1::ConfigMap;
 use culvert_api::security::{AuthorizationPolicy, PeerAuthentication};
 use culvert_api::{Kind, Object, ObjectRef};
 
+pub use destinations::Touched;
 pub use sandboxes::{Sandbox, SandboxVerdict};
 pub use snapshot::{Endpoint, PodEnrolment, Snapshot};
 
@@ -72,6 +75,7 @@ pub struct Mesh {
     config_maps: BTreeMap<Arc<str>, ConfigMap>,
     sandboxes: HashMap<WorkloadUid, SandboxState>,
     dirty: Dirty,
+    touched: Touched,
 }
 
 /// What has to be worked out again.
@@ -228,7 +232,8 @@ impl Mesh {
         for ip in std::mem::take(&mut self.dirty.addresses) {
             self.settle_address(ip);
         }
-        let services = std::mem::take(&mut self.dirty.services);
+        let changed = std::mem::take(&mut self.dirty.services);
+        let services = self.allocate(changed);
         for key in &services {
             self.rebuild_service(key);
         }
@@ -348,6 +353,7 @@ impl Mesh {
     /// Works everything out again, under other options: names, identities and policies may all depend on them.
     fn start_over(&mut self, options: MeshOptions) {
         let old = std::mem::take(self);
+        self.touched = Touched::All;
         self.rules = old.rules;
         self.own_node = old.own_node;
         self.published = old.published;

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 pub use parse::parse;
 
+use crate::bypass::MeshBypass;
 use crate::identity::DEFAULT_TRUST_DOMAIN;
 use crate::policy::UnsupportedDeny;
 
@@ -62,6 +63,8 @@ pub struct MeshOptions {
     pub network: Arc<str>,
     /// `culvert.dns-capture`: whether pods' DNS queries are captured where the pod does not say; they are.
     pub dns_capture: bool,
+    /// `culvert.outboundBypass`: destinations that no pod's connections are captured to.
+    pub outbound_bypass: MeshBypass,
 }
 
 /// What becomes of a connection to an address nobody knows.
@@ -101,6 +104,7 @@ impl Default for MeshOptions {
             cluster: "Kubernetes".into(),
             network: "".into(),
             dns_capture: true,
+            outbound_bypass: MeshBypass::default(),
         }
     }
 }

@@ -17,6 +17,7 @@ use serde::Serialize;
 pub use names::InputError;
 
 use crate::address::OriginalDst;
+use crate::bypass;
 use crate::hbone::Authority;
 use crate::identity::Identity;
 use crate::mesh::Snapshot;
@@ -137,7 +138,27 @@ pub fn simulate(snapshot: &Snapshot, request: &Request) -> Result<Report, InputE
             route: None,
         });
     }
-    let arrivals = match caller.enrolled().filter(|_| !request.plaintext) {
+    let captured = caller.enrolled().filter(|_| !request.plaintext);
+    if let Some((workload, bypassed)) = captured.and_then(|w| Some((w, bypass::decide(snapshot, w, dialled)?))) {
+        let check = Check {
+            at: node(workload),
+            layer: Layer::L4,
+            decision: Verdict::Allow,
+            policy: None,
+            rule: None,
+            reason: bypassed.to_string(),
+            dry_run: false,
+        };
+        return Ok(match direct::arrivals(snapshot, &caller, dialled) {
+            Ok(arrivals) => {
+                let mut report = worst(snapshot, arrivals);
+                report.checks.insert(0, check);
+                report
+            }
+            Err(reason) => unroutable(&caller, reason),
+        });
+    }
+    let arrivals = match captured {
         Some(workload) => through_the_mesh(snapshot, workload, dialled),
         None => direct::arrivals(snapshot, &caller, dialled),
     };

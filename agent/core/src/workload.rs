@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde::ser::SerializeStruct as _;
 use smallvec::SmallVec;
 
+use crate::bypass::Rules;
 use crate::identity::Identity;
 use crate::waypoint::WaypointBinding;
 
@@ -189,6 +190,8 @@ pub struct Template {
     pub network: Arc<str>,
     /// The share of the load relative to siblings; 1 for a pod.
     pub capacity: u32,
+    /// The destinations that its connections are not captured to, from its annotations.
+    pub outbound_rules: Option<Arc<Rules>>,
 }
 
 impl Deref for Workload {

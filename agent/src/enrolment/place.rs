@@ -109,6 +109,8 @@ async fn prepare_at(
         netns: netns.to_owned(),
         addresses: pod.workload.addresses.to_vec(),
         bypass_inbound: pod.bypass_inbound,
+        capture_dns: pod.dns_capture,
+        outbound_rules: pod.workload.outbound_rules.clone(),
     };
     let redirect = redirect.clone();
     let prepared = tokio::task::spawn_blocking(move || redirect.prepare(&spec)).await;

@@ -132,6 +132,8 @@ fn is_same(now: &PodEnrolment, enrolled: &PodEnrolment) -> bool {
     let (mine, theirs) = (&now.workload.addresses, &enrolled.workload.addresses);
     now.netns == enrolled.netns
         && now.bypass_inbound == enrolled.bypass_inbound
+        && now.dns_capture == enrolled.dns_capture
+        && now.workload.outbound_rules == enrolled.workload.outbound_rules
         && now.workload.identity == enrolled.workload.identity
         && mine.len() == theirs.len()
         && mine.iter().all(|ip| theirs.contains(ip))

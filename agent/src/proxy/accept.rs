@@ -15,17 +15,17 @@ use crate::telemetry::PeerLine;
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
 /// A connection as it was accepted: not registered with a reactor, since another worker may serve it.
-pub(super) struct Incoming {
+pub(crate) struct Incoming {
     /// The socket, nonblocking.
-    pub(super) socket: TcpStream,
+    pub(crate) socket: TcpStream,
     /// Who dialled.
-    pub(super) remote: SocketAddr,
+    pub(crate) remote: SocketAddr,
     /// What they dialled.
-    pub(super) local: SocketAddr,
+    pub(crate) local: SocketAddr,
 }
 
 /// Accepts until `stop` changes or its sender goes, handing each connection to `serve`.
-pub(super) async fn accept(listener: TcpListener, mut stop: watch::Receiver<bool>, serve: impl Fn(Incoming)) {
+pub(crate) async fn accept(listener: TcpListener, mut stop: watch::Receiver<bool>, serve: impl Fn(Incoming)) {
     // tokio's own listener would register what it accepts with this worker's reactor, though another may serve it. So
     // the listener is only watched, as any socket can be.
     let listener = match tokio::net::TcpStream::from_std(TcpStream::from(OwnedFd::from(listener))) {

@@ -59,7 +59,7 @@ pub(super) fn serve(pod: &Arc<Pod>, incoming: Incoming) {
         pod.shared.telemetry.connection(info).close(outcome);
         return;
     }
-    let Outbound { upstream, service, workload } = match decided {
+    let Outbound { upstream, service, workload, .. } = match decided {
         Ok(decided) => decided,
         Err(refusal) => {
             abort(&incoming.socket);
@@ -142,7 +142,7 @@ fn pass_through(pod: &Arc<Pod>, incoming: Incoming, to: To, flow: Flow) {
     pod.shared.workers.get(pod.home).spawn(async move {
         let addresses: SmallVec<[SocketAddr; 4]> = match to {
             To::Addr(addr) => SmallVec::from_iter([addr]),
-            To::Name(host, port) => match resolve::resolve(&host, port).await {
+            To::Name(host, port) => match resolve::resolve(&host, port, &this.shared.telemetry.dns().on_demand).await {
                 Ok(addresses) => addresses,
                 Err(error) => {
                     abort(&incoming.socket);

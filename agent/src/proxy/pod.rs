@@ -17,6 +17,7 @@ use super::accept::{Incoming, accept};
 use super::limits::{Gate, MAX_CONNECTIONS};
 use super::live::{Admission, Connections, EndReason, Flow};
 use super::{inbound, outbound, plaintext};
+use crate::dns::PodDns;
 use crate::enrolment::ProxyPod;
 use crate::hbone::client::Pool;
 use crate::hbone::tunnel::Handle;
@@ -100,6 +101,11 @@ impl PodProxy {
         serve(listeners.outbound, outbound::serve);
         serve(listeners.hbone, inbound::serve);
         serve(listeners.plaintext, plaintext::serve);
+        if let Some(listeners) = listeners.dns {
+            let (mesh, metrics) = (pod.shared.mesh.clone(), pod.shared.telemetry.dns().clone());
+            let dns = PodDns::new(mesh, pod.workload.clone(), pod.netns.clone(), metrics);
+            dns.serve(listeners, &worker, stopped.clone());
+        }
         Self { pod, stop }
     }
 

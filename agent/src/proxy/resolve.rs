@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use prometheus_client::metrics::counter::Counter;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
@@ -24,11 +25,12 @@ type Answers = HashMap<(Arc<str>, u16), (Instant, Answer)>;
 
 static ANSWERS: Mutex<Option<Answers>> = Mutex::new(None);
 
-/// The addresses of `host`, by the node's resolver.
+/// The addresses of `host`, by the node's resolver. `asked` counts what is asked for, known already or not.
 ///
 /// # Errors
 /// What the resolver says, or that it took more than 5 s.
-pub(super) async fn resolve(host: &Arc<str>, port: u16) -> io::Result<Answer> {
+pub(super) async fn resolve(host: &Arc<str>, port: u16, asked: &Counter) -> io::Result<Answer> {
+    asked.inc();
     let key = (host.clone(), port);
     let now = Instant::now();
     let known = ANSWERS

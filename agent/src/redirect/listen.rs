@@ -1,12 +1,13 @@
 //! The pod's listeners.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use super::Listeners;
+use super::datagram::Replies;
 use super::netns::{Netns, set_int};
+use super::{DnsListeners, Listeners};
 
 /// As many as the kernel allows (`net.core.somaxconn`): a burst of new connections must not wait for a SYN to be sent
 /// again.
@@ -16,33 +17,56 @@ const BACKLOG: i32 = 4096;
 /// enrolled pod is steered. Bound to loopback, any process of the pod could connect.
 const NOWHERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 
-/// Opens the three listeners in `netns`.
-pub(super) fn open(netns: &Netns) -> io::Result<Listeners> {
-    netns.enter(|| Ok(Listeners { outbound: listener()?, hbone: listener()?, plaintext: listener()? }))?
+/// Opens the listeners in `netns`.
+pub(super) fn open(netns: &Netns, dns_wanted: bool) -> io::Result<Listeners> {
+    netns.enter(|| {
+        let dns =
+            || Ok::<_, io::Error>(DnsListeners { udp: datagrams()?, tcp: listener()?, replies: Replies::open()? });
+        Ok(Listeners {
+            outbound: listener()?,
+            hbone: listener()?,
+            plaintext: listener()?,
+            dns: if dns_wanted { Some(dns()?) } else { None },
+        })
+    })?
 }
 
-/// One listener for both families; IPv4's alone where the kernel has no IPv6.
+/// A listener for both families.
 fn listener() -> io::Result<TcpListener> {
-    match Socket::new(Domain::IPV6, Type::STREAM.nonblocking(), Some(Protocol::TCP)) {
+    let socket = bound(Type::STREAM, Protocol::TCP)?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// A socket for datagrams of both families, which tells where each was sent to.
+fn datagrams() -> io::Result<UdpSocket> {
+    let socket = bound(Type::DGRAM, Protocol::UDP)?;
+    if socket.domain()? == Domain::IPV6 {
+        set_int(&socket, libc::SOL_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
+    } else {
+        set_int(&socket, libc::SOL_IP, libc::IP_PKTINFO, 1)?;
+    }
+    Ok(socket.into())
+}
+
+/// A socket for both families; for IPv4 alone where the kernel has no IPv6.
+fn bound(kind: Type, protocol: Protocol) -> io::Result<Socket> {
+    match Socket::new(Domain::IPV6, kind.nonblocking(), Some(protocol)) {
         Ok(socket) => {
             socket.set_only_v6(false)?;
             // Without it the SYN-ACK, whose source is not the pod's address, is dropped.
             socket.set_ip_transparent_v4(true)?;
             set_int(&socket, libc::SOL_IPV6, libc::IPV6_TRANSPARENT, 1)?;
             // Mapped: bound to a true IPv6 address, the kernel would make the socket IPv6-only.
-            bind(socket, SocketAddr::from((NOWHERE.to_ipv6_mapped(), 0)))
+            socket.bind(&SockAddr::from(SocketAddr::from((NOWHERE.to_ipv6_mapped(), 0))))?;
+            Ok(socket)
         }
         Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
-            let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+            let socket = Socket::new(Domain::IPV4, kind.nonblocking(), Some(protocol))?;
             socket.set_ip_transparent_v4(true)?;
-            bind(socket, SocketAddr::from((NOWHERE, 0)))
+            socket.bind(&SockAddr::from(SocketAddr::from((NOWHERE, 0))))?;
+            Ok(socket)
         }
         Err(error) => Err(error),
     }
-}
-
-fn bind(socket: Socket, addr: SocketAddr) -> io::Result<TcpListener> {
-    socket.bind(&SockAddr::from(addr))?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
 }

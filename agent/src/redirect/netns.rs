@@ -14,7 +14,7 @@ use nix::sched::{CloneFlags, setns};
 use smallvec::SmallVec;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use culvert_ebpf_common::STEERING_MARK;
+use culvert_ebpf_common::{DNS_MARK, STEERING_MARK};
 
 /// Source ports of the agent's legs to applications: outside what clients use (32768 and up, IANA's and Linux's
 /// ephemeral ports), because `(client address, client port)` may be taken by the agent's own accepted socket.
@@ -165,6 +165,18 @@ impl PodNetns {
     /// The agent is out of descriptors, or the family is switched off.
     pub fn tcp_socket(&self, family: Family) -> io::Result<Socket> {
         self.netns.enter(|| Socket::new(family.domain(), Type::STREAM.nonblocking(), Some(Protocol::TCP)))?
+    }
+
+    /// A nonblocking UDP socket in the pod's network namespace that asks DNS without being steered itself.
+    ///
+    /// # Errors
+    ///
+    /// The agent is out of descriptors, or the family is switched off.
+    pub fn dns_socket(&self, family: Family) -> io::Result<Socket> {
+        let open = || Socket::new(family.domain(), Type::DGRAM.nonblocking(), Some(Protocol::UDP));
+        let socket = self.netns.enter(open)??;
+        socket.set_mark(DNS_MARK)?;
+        Ok(socket)
     }
 
     /// A nonblocking TCP socket for a leg to the application in the pod at `pod`, bound to the client's address, so

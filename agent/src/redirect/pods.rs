@@ -17,7 +17,7 @@ use super::pins::Pins;
 use super::programs::{self, Constants, Maps};
 use super::record::{to_record, to_spec};
 use super::routes::{self, InterfaceAddress};
-use super::steps::{Steps, map_error};
+use super::steps::{self, Steps};
 use super::sysctls;
 use super::{PodSpec, PreparedPod};
 
@@ -117,6 +117,7 @@ impl Shared {
             constants: self.constants,
             cookie,
             record,
+            rules: pod.outbound_rules.clone(),
             netns: Some(netns.netns()),
             present,
             listeners: None,
@@ -159,11 +160,9 @@ impl Shared {
 
     pub(super) fn release(&self, uid: &str) -> Result<(), EnrolError> {
         let mut maps = self.lock();
-        for (cookie, _) in records(&maps, |spec| spec.uid == uid) {
-            match maps.pods.remove(&cookie.0).map_err(map_error) {
-                Err(error) if error.raw_os_error() != Some(libc::ENOENT) => return Err(undo_error(uid, &error)),
-                _ => {}
-            }
+        for (cookie, record) in records(&maps, |spec| spec.uid == uid) {
+            let netns = self.netns_of(&to_spec(&record), cookie);
+            steps::release(&mut maps, cookie, netns.as_deref()).map_err(|error| undo_error(uid, &error))?;
         }
         Ok(())
     }
@@ -240,7 +239,8 @@ impl Shared {
         enrolment: &mut Enrolment,
     ) -> Result<(), EnrolError> {
         let (pins, constants) = (&self.pins, self.constants);
-        let mut steps = Steps { maps, pins, constants, cookie, record, netns, present: Vec::new(), listeners: None };
+        let present = Vec::new();
+        let mut steps = Steps { maps, pins, constants, cookie, record, rules: None, netns, present, listeners: None };
         let result = steps.run(enrolment, true);
         result.map_err(|(_, error)| undo_error(&to_spec(&record).uid, &error))
     }
@@ -257,6 +257,7 @@ impl Preparation {
             constants: shared.constants,
             cookie: self.netns.cookie(),
             record: self.record,
+            rules: None,
             netns: Some(self.netns.netns()),
             present: Vec::new(),
             listeners: None,

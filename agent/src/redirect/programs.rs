@@ -7,13 +7,14 @@ use std::path::Path;
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::thread;
 
-use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, SockHash};
+use aya::maps::lpm_trie::LpmTrie;
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SockHash};
 use aya::programs::links::{CgroupAttachMode, FdLink};
 use aya::programs::{CgroupSock, CgroupSockAddr, CgroupSockopt, Program, ProgramError, SkLookup, SockOps};
 use aya::sys::SyscallError;
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use culvert_core::address::NetnsCookie;
-use culvert_ebpf_common::{AddressKey, ListenerKey, Pod, PodRecord};
+use culvert_ebpf_common::{AddressKey, Ip, ListenerKey, Pod, PodRecord, PortKey, RuleKey, Settings};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::chroot;
 
@@ -31,9 +32,11 @@ struct Needs {
     since: &'static str,
 }
 
-const CONNECT: [Needs; 2] = [
+const ADDRESS: [Needs; 4] = [
     Needs { program: "connect_v4", feature: "SO_MARK in cgroup connect hooks", since: "5.8" },
     Needs { program: "connect_v6", feature: "SO_MARK in cgroup connect hooks", since: "5.8" },
+    Needs { program: "send_v4", feature: "the netns cookie in cgroup sendmsg hooks", since: "5.7" },
+    Needs { program: "send_v6", feature: "the netns cookie in cgroup sendmsg hooks", since: "5.7" },
 ];
 const CREATE_SOCKET: Needs =
     Needs { program: "create_socket", feature: "the netns cookie in cgroup socket hooks", since: "5.7" };
@@ -58,6 +61,10 @@ pub(super) struct Maps {
     pub(super) records: HashMap<MapData, u64, PodRecord>,
     pub(super) listeners: SockHash<MapData, ListenerKey>,
     pub(super) counters: PerCpuArray<MapData, u64>,
+    pub(super) settings: Array<MapData, Settings>,
+    pub(super) destinations: LpmTrie<MapData, Ip, u8>,
+    pub(super) address_rules: LpmTrie<MapData, RuleKey, u8>,
+    pub(super) port_rules: HashMap<MapData, PortKey, u8>,
 }
 
 /// Loads every program once, to know that this kernel can, and attaches those that serve the whole node.
@@ -72,7 +79,7 @@ pub(super) fn attach_node(
     let arrive: &mut SkLookup = program(&mut ebpf, ARRIVE.program)?;
     arrive.load().map_err(|error| ARRIVE.lacking(&error))?;
     let pods = open(pods)?;
-    for needs in CONNECT {
+    for needs in ADDRESS {
         let program: &mut CgroupSockAddr = program(&mut ebpf, needs.program)?;
         let attached = program.load().and_then(|()| program.attach(&pods, CgroupAttachMode::Single));
         let link = attached.and_then(|id| program.take_link(id)).map_err(|error| needs.lacking(&error))?;
@@ -240,6 +247,10 @@ impl Maps {
             records: one(ebpf, "RECORDS")?,
             listeners: one(ebpf, "LISTENERS")?,
             counters: one(ebpf, "COUNTERS")?,
+            settings: one(ebpf, "SETTINGS")?,
+            destinations: one(ebpf, "DESTINATIONS")?,
+            address_rules: one(ebpf, "ADDRESS_RULES")?,
+            port_rules: one(ebpf, "PORT_RULES")?,
         })
     }
 }

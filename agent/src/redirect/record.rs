@@ -42,7 +42,7 @@ pub(super) fn to_record(pod: &PodSpec, mark_sysctls: u32) -> Result<PodRecord, &
     Ok(record)
 }
 
-/// The pod that `record` was made from.
+/// The pod that `record` was made from, without its outbound rules.
 pub(super) fn to_spec(record: &PodRecord) -> PodSpec {
     let count = (record.address_count as usize).min(record.addresses.len());
     PodSpec {
@@ -50,12 +50,18 @@ pub(super) fn to_spec(record: &PodRecord) -> PodSpec {
         netns: PathBuf::from(std::ffi::OsString::from_vec(trim(&record.netns).to_vec())),
         addresses: record.addresses[..count].iter().map(|ip| IpAddr::from(*ip).to_canonical()).collect(),
         bypass_inbound: record.flags & Pod::BYPASS_INBOUND != 0,
+        capture_dns: record.flags & Pod::CAPTURE_DNS != 0,
+        // They are in maps of their own.
+        outbound_rules: None,
     }
 }
 
 /// [`Pod::flags`] of `pod`.
 pub(super) fn flags(pod: &PodSpec) -> u32 {
-    if pod.bypass_inbound { Pod::BYPASS_INBOUND } else { 0 }
+    let flag = |is_set, flag| if is_set { flag } else { 0 };
+    flag(pod.bypass_inbound, Pod::BYPASS_INBOUND)
+        | flag(pod.capture_dns, Pod::CAPTURE_DNS)
+        | flag(pod.outbound_rules.is_some(), Pod::RULES)
 }
 
 fn fill(to: &mut [u8], from: &[u8]) -> Option<()> {
@@ -80,6 +86,8 @@ mod tests {
             netns: "/run/netns/pod".into(),
             addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
             bypass_inbound: true,
+            capture_dns: true,
+            outbound_rules: None,
         }
     }
 

@@ -12,6 +12,7 @@ use super::pods::{Shared, records};
 use super::programs::Maps;
 use super::record::to_spec;
 use super::routes;
+use super::rules;
 use super::sysctls;
 
 /// One counter of the programs.
@@ -40,6 +41,10 @@ pub struct PodReport {
     pub captured: bool,
     /// Whether what it receives is left alone.
     pub bypass_inbound: bool,
+    /// Whether what it asks of DNS is captured.
+    pub capture_dns: bool,
+    /// Its own rules about destinations that are not captured, one line each.
+    pub outbound_rules: Vec<String>,
     /// The programs that serve it, each with the pin of its link.
     pub programs: Vec<String>,
     /// What is listened for in its network namespace.
@@ -84,7 +89,10 @@ impl Shared {
             let mut rules = Vec::new();
             match self.netns_of(&spec, cookie) {
                 None => problems.push("its network namespace is gone".to_owned()),
-                Some(netns) => match netns.enter(Netlink::open).and_then(|netlink| routes::inspect(&mut netlink?)) {
+                Some(netns) => match netns
+                    .enter(Netlink::open)
+                    .and_then(|netlink| routes::inspect(&mut netlink?, captured && spec.capture_dns))
+                {
                     Ok((present, missing)) => {
                         rules = present;
                         problems.extend(missing.into_iter().map(str::to_owned));
@@ -98,7 +106,7 @@ impl Shared {
             if !self.pins().pod(cookie).exists() {
                 problems.push("the socket lookup program is not pinned: what it receives is not captured".to_owned());
             }
-            let (listeners, silent) = listeners(&maps, cookie.0);
+            let (listeners, silent) = listeners(&maps, cookie.0, spec.capture_dns);
             problems.extend(silent.into_iter().map(|role| format!("nobody listens: {role} connections are refused")));
             if !captured {
                 problems.push("it is prepared but not captured yet".to_owned());
@@ -110,6 +118,8 @@ impl Shared {
                 addresses: spec.addresses,
                 captured,
                 bypass_inbound: spec.bypass_inbound,
+                capture_dns: spec.capture_dns,
+                outbound_rules: rules::describe(&maps, cookie),
                 programs: self.programs(cookie),
                 listeners,
                 rules,
@@ -122,9 +132,12 @@ impl Shared {
 
 /// The roles that are listened for, and those that are not. Values of this map are not readable everywhere, its keys
 /// are.
-fn listeners(maps: &Maps, cookie: u64) -> (Vec<&'static str>, Vec<&'static str>) {
+fn listeners(maps: &Maps, cookie: u64, dns: bool) -> (Vec<&'static str>, Vec<&'static str>) {
     let keys: Vec<ListenerKey> = maps.listeners.keys().filter_map(Result::ok).collect();
-    let roles = [(Role::Outbound, "outbound"), (Role::Hbone, "HBONE"), (Role::Plaintext, "plaintext")];
+    let mut roles = vec![(Role::Outbound, "outbound"), (Role::Hbone, "HBONE"), (Role::Plaintext, "plaintext")];
+    if dns {
+        roles.extend([(Role::DnsUdp, "DNS over UDP"), (Role::DnsTcp, "DNS over TCP")]);
+    }
     let (present, silent): (Vec<_>, Vec<_>) =
         roles.into_iter().partition(|(role, _)| keys.contains(&ListenerKey::new(cookie, *role)));
     let name = |(_, name)| name;

@@ -7,13 +7,13 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use culvert_ebpf_common::{STEERING_MARK, verdict::is_loopback};
+use culvert_ebpf_common::{DNS_PORT, STEERING_MARK, verdict::is_loopback};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
-use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
-use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange};
+use rtnetlink::packet_route::{AddressFamily, IpProtocol, RouteNetlinkMessage};
 
 use super::netlink::Netlink;
 use super::netns::Family;
@@ -60,29 +60,41 @@ pub(super) fn addresses(netlink: &mut Netlink) -> io::Result<Vec<InterfaceAddres
 
 /// Adds what is missing. `sources` are the pod's addresses, preferred as the source of what is led to `lo`.
 pub(super) fn add(netlink: &mut Netlink, sources: &[IpAddr], present: &[InterfaceAddress]) -> io::Result<()> {
-    for family in FAMILIES {
-        match add_family(netlink, family, source(family, sources, present)) {
-            Err(error) if !supported(&error) && family == Family::V6 => {}
-            result => result?,
-        }
-    }
-    Ok(())
+    each_family(|family| add_family(netlink, family, source(family, sources, present)))
 }
 
-/// Takes away what [`add`] added, and moves the rule for table `local` back.
+/// Leads DNS over UDP to `lo`, too, or, without `wanted`, no more.
+pub(super) fn set_dns(
+    netlink: &mut Netlink,
+    sources: &[IpAddr],
+    present: &[InterfaceAddress],
+    wanted: bool,
+) -> io::Result<()> {
+    each_family(|family| match source(family, sources, present) {
+        Some(_) if wanted => add_dns(netlink, family),
+        _ => remove_dns(netlink, family),
+    })
+}
+
+/// Takes away what was added, and moves the rule for table `local` back.
 pub(super) fn remove(netlink: &mut Netlink) -> io::Result<()> {
+    each_family(|family| remove_family(netlink, family))
+}
+
+/// One family that fails does not keep the other from being seen to.
+fn each_family(mut act: impl FnMut(Family) -> io::Result<()>) -> io::Result<()> {
     let mut result = Ok(());
     for family in FAMILIES {
-        match remove_family(netlink, family) {
-            Err(error) if supported(&error) => result = Err(error),
+        match act(family) {
+            Err(error) if supported(&error) || family == Family::V4 => result = Err(error),
             _ => {}
         }
     }
     result
 }
 
-/// The rules for the steering mark that are there, and what is missing.
-pub(super) fn inspect(netlink: &mut Netlink) -> io::Result<(Vec<String>, Vec<&'static str>)> {
+/// The rules that are there, and what is missing; with `dns`, the rule for DNS as well.
+pub(super) fn inspect(netlink: &mut Netlink, dns: bool) -> io::Result<(Vec<String>, Vec<&'static str>)> {
     let (mut present, mut missing) = (Vec::new(), Vec::new());
     for family in FAMILIES {
         let rules = match rules(netlink, family) {
@@ -99,7 +111,16 @@ pub(super) fn inspect(netlink: &mut Netlink) -> io::Result<(Vec<String>, Vec<&'s
                 present
                     .push(format!("{name}: mark {STEERING_MARK:#x} looks into table {TABLE}, all of it local to lo"));
             }
-            Some(_) => present.push(format!("{name}: mark {STEERING_MARK:#x} is refused: the pod has no address")),
+            Some(_) => {
+                present.push(format!("{name}: mark {STEERING_MARK:#x} is refused: the pod has no address"));
+                continue;
+            }
+        }
+        match (rules.iter().any(is_dns), family) {
+            (true, _) => present.push(format!("{name}: UDP to port {DNS_PORT} looks into table {TABLE}")),
+            (false, Family::V4) if dns => missing.push("the IPv4 rule for DNS is missing"),
+            (false, Family::V6) if dns => missing.push("the IPv6 rule for DNS is missing"),
+            (false, _) => {}
         }
     }
     Ok((present, missing))
@@ -128,7 +149,23 @@ fn add_family(netlink: &mut Netlink, family: Family, source: Option<IpAddr>) -> 
     move_local(netlink, family, LOCAL_RULE, LOCAL_RULE_MOVED)
 }
 
+/// The rule by which DNS is led to `lo`. Unlike a connection, a datagram is routed by what its socket was when it was
+/// called: a mark that a hook sets comes too late for it.
+fn add_dns(netlink: &mut Netlink, family: Family) -> io::Result<()> {
+    // Loopback is not led anywhere, and keeps its own source.
+    netlink.create(RouteNetlinkMessage::NewRoute(loopback(family)))?;
+    netlink.create(RouteNetlinkMessage::NewRule(dns_rule(family)))?;
+    Ok(())
+}
+
+fn remove_dns(netlink: &mut Netlink, family: Family) -> io::Result<()> {
+    netlink.delete(RouteNetlinkMessage::DelRule(dns_rule(family)))?;
+    netlink.delete(RouteNetlinkMessage::DelRoute(loopback(family)))?;
+    Ok(())
+}
+
 fn remove_family(netlink: &mut Netlink, family: Family) -> io::Result<()> {
+    remove_dns(netlink, family)?;
     move_local(netlink, family, LOCAL_RULE_MOVED, LOCAL_RULE)?;
     for action in [RuleAction::ToTable, RuleAction::Unreachable] {
         netlink.delete(RouteNetlinkMessage::DelRule(mark_rule(family, action)))?;
@@ -205,6 +242,47 @@ fn mark_rule(family: Family, action: RuleAction) -> RuleMessage {
         rule.attributes.push(RuleAttribute::Table(TABLE));
     }
     rule
+}
+
+/// What this namespace sends to port 53 over UDP, unless it is marked, as the agent's own questions are.
+fn dns_rule(family: Family) -> RuleMessage {
+    let mut rule = RuleMessage::default();
+    rule.header.family = address_family(family);
+    rule.header.action = RuleAction::ToTable;
+    rule.attributes = vec![
+        RuleAttribute::Priority(MARK_RULE),
+        // As the kernel calls what comes from its own sockets.
+        RuleAttribute::Iifname("lo".to_owned()),
+        RuleAttribute::FwMark(0),
+        RuleAttribute::FwMask(u32::MAX),
+        RuleAttribute::IpProtocol(IpProtocol::Udp),
+        RuleAttribute::DestinationPortRange(RulePortRange { start: DNS_PORT, end: DNS_PORT }),
+        RuleAttribute::Protocol(RouteProtocol::Static),
+        RuleAttribute::Table(TABLE),
+    ];
+    rule
+}
+
+fn is_dns(rule: &RuleMessage) -> bool {
+    priority(rule) == MARK_RULE
+        && rule.attributes.contains(&RuleAttribute::IpProtocol(IpProtocol::Udp))
+        && rule.attributes.contains(&RuleAttribute::Table(TABLE))
+}
+
+/// Sends whoever looks for a loopback address on to the next table.
+fn loopback(family: Family) -> RouteMessage {
+    let mut route = RouteMessage::default();
+    route.header.address_family = address_family(family);
+    route.header.protocol = RouteProtocol::Static;
+    route.header.scope = RouteScope::Universe;
+    route.header.kind = RouteType::Throw;
+    let (length, address) = match family {
+        Family::V4 => (8, RouteAddress::Inet(Ipv4Addr::new(127, 0, 0, 0))),
+        Family::V6 => (128, RouteAddress::Inet6(Ipv6Addr::LOCALHOST)),
+    };
+    route.header.destination_prefix_length = length;
+    route.attributes = vec![RouteAttribute::Table(TABLE), RouteAttribute::Destination(address)];
+    route
 }
 
 fn route(family: Family, source: Option<IpAddr>) -> RouteMessage {

@@ -3,9 +3,11 @@
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 
 use aya::maps::MapError;
 use culvert_core::address::NetnsCookie;
+use culvert_core::bypass::Rules;
 use culvert_core::enrolment::{Action, Enrolment, Step};
 use culvert_ebpf_common::{AddressKey, ListenerKey, Pod, PodRecord, Role};
 
@@ -15,7 +17,7 @@ use super::pins::Pins;
 use super::programs::{self, Constants, Maps};
 use super::record::{to_key, to_spec};
 use super::routes::{self, InterfaceAddress};
-use super::{Listeners, listen, sysctls};
+use super::{Listeners, listen, rules, sysctls};
 
 /// The hands of one pod's enrolment.
 pub(super) struct Steps<'a> {
@@ -24,6 +26,8 @@ pub(super) struct Steps<'a> {
     pub(super) constants: Constants,
     pub(super) cookie: NetnsCookie,
     pub(super) record: PodRecord,
+    /// The pod's own rules; of no matter when it is let go.
+    pub(super) rules: Option<Arc<Rules>>,
     /// `None` when the namespace is gone: what was in it has gone with it.
     pub(super) netns: Option<&'a Netns>,
     /// Every address of the namespace.
@@ -69,21 +73,25 @@ impl Steps<'_> {
             }
             Step::Attach => programs::attach_pod(self.pins, self.constants, netns),
             Step::Commit => {
-                self.maps.pods.insert(self.cookie.0, Pod { flags: self.record.flags }, 0).map_err(map_error)
+                self.maps.pods.insert(self.cookie.0, Pod { flags: self.record.flags }, 0).map_err(map_error)?;
+                // Last: led to `lo` without that row, nobody would take it.
+                let mut netlink = netns.enter(Netlink::open)??;
+                let (spec, present) = (to_spec(&self.record), routes::addresses(&mut netlink)?);
+                routes::set_dns(&mut netlink, &spec.addresses, &present, spec.capture_dns)
             }
         }
     }
 
     fn undo(&mut self, step: Step) -> io::Result<()> {
         match (step, self.netns) {
-            (Step::Commit, _) => absent_is_fine(self.maps.pods.remove(&self.cookie.0)),
+            (Step::Commit, _) => release(self.maps, self.cookie, self.netns),
             (Step::Attach, _) => programs::detach_pod(self.pins, self.cookie),
             (Step::Route, Some(netns)) => routes::remove(&mut netns.enter(Netlink::open)??),
             (Step::Sysctl, Some(netns)) => sysctls::restore(netns, self.record.mark_sysctls),
             (Step::Route | Step::Sysctl, None) => Ok(()),
             (Step::Listen, _) => {
                 self.listeners = None;
-                for role in [Role::Outbound, Role::Hbone, Role::Plaintext] {
+                for role in Role::ALL {
                     // Closed listeners have left the map by themselves.
                     absent_is_fine(self.maps.listeners.remove(&ListenerKey::new(self.cookie.0, role)))?;
                 }
@@ -94,21 +102,26 @@ impl Steps<'_> {
     }
 
     fn listen(&mut self, netns: &Netns) -> io::Result<()> {
-        let listeners = listen::open(netns)?;
-        let each = [
-            (Role::Outbound, &listeners.outbound),
-            (Role::Hbone, &listeners.hbone),
-            (Role::Plaintext, &listeners.plaintext),
+        let listeners = listen::open(netns, to_spec(&self.record).capture_dns)?;
+        let mut each = vec![
+            (Role::Outbound, listeners.outbound.as_raw_fd()),
+            (Role::Hbone, listeners.hbone.as_raw_fd()),
+            (Role::Plaintext, listeners.plaintext.as_raw_fd()),
         ];
+        if let Some(dns) = &listeners.dns {
+            each.extend([(Role::DnsTcp, dns.tcp.as_raw_fd()), (Role::DnsUdp, dns.udp.as_raw_fd())]);
+        }
         for (role, listener) in each {
             let key = ListenerKey::new(self.cookie.0, role);
-            self.maps.listeners.insert(key, listener.as_raw_fd(), 0).map_err(map_error)?;
+            self.maps.listeners.insert(key, listener, 0).map_err(map_error)?;
         }
         self.listeners = Some(listeners);
         Ok(())
     }
 
     fn write_record(&mut self) -> io::Result<()> {
+        let rules = self.rules.clone().unwrap_or_default();
+        rules::set_rules(self.maps, self.cookie.0, &rules)?;
         self.maps.records.insert(self.cookie.0, self.record, 0).map_err(map_error)?;
         let own: Vec<_> = self.present.iter().map(|address| to_key(address.ip)).collect();
         // Of an earlier life of the pod, under other addresses.
@@ -132,6 +145,7 @@ impl Steps<'_> {
         for key in self.own_addresses().into_iter().chain(free) {
             absent_is_fine(self.maps.addresses.remove(&key))?;
         }
+        rules::set_rules(self.maps, self.cookie.0, &Rules::default())?;
         absent_is_fine(self.maps.records.remove(&self.cookie.0))
     }
 
@@ -141,11 +155,20 @@ impl Steps<'_> {
     }
 }
 
+/// Captures nothing more that the pod begins.
+pub(super) fn release(maps: &mut Maps, cookie: NetnsCookie, netns: Option<&Netns>) -> io::Result<()> {
+    let dns = match netns {
+        Some(netns) => netns.enter(Netlink::open).and_then(|netlink| routes::set_dns(&mut netlink?, &[], &[], false)),
+        None => Ok(()),
+    };
+    absent_is_fine(maps.pods.remove(&cookie.0)).and(dns)
+}
+
 fn any(ip: IpAddr) -> AddressKey {
     AddressKey { netns: AddressKey::ANY, ip: to_key(ip) }
 }
 
-fn absent_is_fine(result: Result<(), MapError>) -> io::Result<()> {
+pub(super) fn absent_is_fine(result: Result<(), MapError>) -> io::Result<()> {
     match result.map_err(map_error) {
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => Ok(()),
         result => result,

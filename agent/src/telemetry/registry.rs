@@ -17,6 +17,7 @@ use super::connection::{ConnectionInfo, ConnectionRecord, Direction};
 use super::peer_lines::PeerLine;
 use super::samples::{Kind, Sample, SampleCollector};
 use super::series::{SeriesCollector, SeriesTable};
+use crate::dns;
 
 /// The metrics and the access log. Cloning is cheap; all clones are one.
 #[derive(Clone)]
@@ -28,6 +29,7 @@ struct Inner {
     log: AccessLog,
     sockets: [Gauge; 2],
     proxies: ProxyCounts,
+    dns: dns::metrics::Metrics,
 }
 
 /// The pods that this agent serves, as ztunnel counts them (`workload_manager_…`).
@@ -93,7 +95,8 @@ impl Telemetry {
         registry.register("workload_manager_pending_proxy_count", "Pods yet to be served", proxies.pending.clone());
         registry.register("workload_manager_proxies_started", "Pods that came to be served", proxies.started.clone());
         registry.register("workload_manager_proxies_stopped", "Pods no longer served", proxies.stopped.clone());
-        Self(Arc::new(Inner { registry: Mutex::new(registry), series, log, sockets: by_direction, proxies }))
+        let dns = dns::metrics::Metrics::new(&mut registry);
+        Self(Arc::new(Inner { registry: Mutex::new(registry), series, log, sockets: by_direction, proxies, dns }))
     }
 
     /// Counts a connection as opened. The record counts its bytes and its end.
@@ -127,6 +130,11 @@ impl Telemetry {
     /// The counts of pods served, for whoever starts and stops serving them.
     pub fn proxies(&self) -> &ProxyCounts {
         &self.0.proxies
+    }
+
+    /// The counters of DNS.
+    pub fn dns(&self) -> &dns::metrics::Metrics {
+        &self.0.dns
     }
 
     /// The access log.

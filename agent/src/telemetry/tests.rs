@@ -58,6 +58,7 @@ fn workload(name: &str, owner: &str, revision: &str) -> Arc<Workload> {
             cluster: "Kubernetes".into(),
             network: "".into(),
             capacity: 1,
+            outbound_rules: None,
         }),
     })
 }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use serde_json::Value;
 
-use crate::dump::{CapturedPod, EnrolledPod, Redirection, typed};
+use crate::dump::{CapturedPod, EnrolledPod, Outbound, Redirection, typed};
 use crate::table::{Table, paragraph};
 use crate::{Options, admin, output};
 
@@ -86,9 +86,12 @@ fn render(report: &Redirection) -> String {
     let named: BTreeMap<_, _> = pods.iter().map(|(uid, pod)| (pod.name(uid), pod)).collect();
     for (name, known) in named.iter().filter_map(|(name, pod)| Some((name, pod.captured?))) {
         let _ = write!(text, "\n{name}\n  netns      {} (cookie {})\n", known.netns, known.cookie);
-        for (label, list) in
-            [("programs ", &known.programs), ("listeners", &known.listeners), ("rules    ", &known.rules)]
-        {
+        for (label, list) in [
+            ("programs ", &known.programs),
+            ("listeners", &known.listeners),
+            ("rules    ", &known.rules),
+            ("outbound ", &known.outbound_rules),
+        ] {
             for (i, item) in list.iter().enumerate() {
                 let label = if i == 0 { format!("  {label}  ") } else { " ".repeat(13) };
                 text.push_str(&paragraph(&label, item));
@@ -96,12 +99,34 @@ fn render(report: &Redirection) -> String {
         }
     }
 
+    text.push_str(&every_pod(&report.outbound));
+
     let mut counters = Table::new(["COUNTER", "REASON", "VALUE"]);
     for counter in report.counters.iter().filter(|counter| counter.value > 0) {
         counters.row([counter.name.clone(), counter.reason.clone(), counter.value.to_string()]);
     }
     text.push('\n');
     text.push_str(&counters.sorted().render("every counter is 0"));
+    text
+}
+
+/// What holds for the connections of every pod.
+fn every_pod(outbound: &Outbound) -> String {
+    let mut lines: Vec<&str> = outbound.rules.iter().map(String::as_str).collect();
+    if outbound.registry_only {
+        lines.push("refuse what belongs to no service or workload (REGISTRY_ONLY)");
+    }
+    if lines.is_empty() {
+        return String::new();
+    }
+    if !outbound.complete {
+        lines.push("not yet in force: the programs do not know every destination of the mesh");
+    }
+    let mut text = "\nevery pod\n".to_owned();
+    for (i, line) in lines.into_iter().enumerate() {
+        let label = if i == 0 { "  outbound   ".to_owned() } else { " ".repeat(13) };
+        text.push_str(&paragraph(&label, line));
+    }
     text
 }
 
@@ -142,12 +167,18 @@ shop/cart-1
              hbone
              plaintext
   rules      fwmark 0x539 lookup 139
+  outbound   bypass 192.0.2.0/24
+             bypass port 3306
 
 shop/front-1
   netns      /run/netns/front (cookie 12)
 
 u9
   netns      /run/netns/gone (cookie 9)
+
+every pod
+  outbound   bypass 198.51.100.0/24
+             refuse what belongs to no service or workload (REGISTRY_ONLY)
 
 COUNTER   REASON    VALUE
 captured  outbound  1200

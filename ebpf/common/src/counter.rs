@@ -49,12 +49,24 @@ counters! {
     Steered = "refused" / "setsockopt_steered",
     /// A raw socket was to write IP headers of its own, with which it could carry TCP past the hooks.
     RawHeader = "refused" / "setsockopt_raw_header",
+    /// Nobody knows the destination, and the mesh lets nothing else out (`REGISTRY_ONLY`).
+    RegistryOnly = "refused" / "registry_only",
+    /// The agent does not listen: what the pod asks of DNS is refused.
+    DnsNoListener = "refused" / "dns_no_listener",
     /// A connection could not be handed to the listener.
     Assign = "refused" / "assign_failed",
     /// A host socket's connection could not be recorded, and will be taken for plaintext.
     ProbeRecord = "failed" / "probe_record",
     /// A socket was unbound from its device to be captured.
     DeviceUnbound = "passed" / "device_unbound",
+    /// A destination in a namespace that is bypassed by its name.
+    BypassNamespace = "passed" / "bypass_namespace",
+    /// A destination port that is bypassed.
+    BypassPort = "passed" / "bypass_port",
+    /// A destination address that is bypassed.
+    BypassAddress = "passed" / "bypass_address",
+    /// DNS from a socket that is bound to a device, which the rule for DNS does not lead to the agent.
+    DnsBoundDevice = "passed" / "dns_bound_device",
     /// A UDP socket: not carried by the mesh.
     Udp = "passed" / "udp_socket",
     /// A connection of a host socket (a kubelet probe) went straight to the application.
@@ -63,6 +75,10 @@ counters! {
     BypassInbound = "passed" / "bypass_inbound",
     /// A connection was steered to the outbound listener.
     Outbound = "captured" / "outbound",
+    /// A DNS datagram was steered to the agent.
+    DnsUdp = "captured" / "dns_udp",
+    /// A DNS connection was steered to the agent.
+    DnsTcp = "captured" / "dns_tcp",
     /// A tunnel was handed to the pod's listener.
     Hbone = "captured" / "hbone",
     /// A plaintext connection was handed to the pod's listener.

@@ -1,6 +1,10 @@
 //! The decisions of the programs, as functions on values.
 
-use crate::{Counter, HBONE_PORT, Ip, Role, STEERING_MARK};
+mod outward;
+
+pub use outward::{Outward, outward};
+
+use crate::{Counter, DNS_PORT, HBONE_PORT, Ip, Role, STEERING_MARK};
 
 /// `AF_INET`.
 pub const AF_INET: u32 = 2;
@@ -56,6 +60,8 @@ pub const fn is_mapped(ip: &Ip) -> bool {
 pub enum Connect {
     /// Nothing.
     Pass,
+    /// Leave it alone, and count it; take the mark away that an earlier connect of the same socket left.
+    Bypass(Counter),
     /// Take the mark away that an earlier connect of the same socket left.
     Unmark,
     /// Fail it with EPERM.
@@ -64,6 +70,8 @@ pub enum Connect {
     Refuse {
         /// Free it from its device.
         unbind: bool,
+        /// Why.
+        counter: Counter,
     },
     /// Set the mark; with `unbind`, first free the socket from its device, which would have its packets routed past
     /// the rule for the mark.
@@ -73,23 +81,20 @@ pub enum Connect {
     },
 }
 
-/// Decides a `connect()` in an enrolled pod, which is not the agent's.
+/// Decides a stream socket's `connect()` in an enrolled pod, which is not the agent's.
 ///
-/// `is_served`: the agent listens for what the pod dials. It is asked here, because `sk_lookup` cannot refuse what is
-/// led to `lo`: the kernel has no route for a reset from an IPv4 address that is not the pod's (`ip_route_output`
-/// checks the source), and the caller would wait.
+/// `outward` is asked for what is neither in the pod nor on its link. `is_served`: the agent listens for what the pod
+/// dials. It is asked here, because `sk_lookup` cannot refuse what is led to `lo`: the kernel has no route for a reset
+/// from an IPv4 address that is not the pod's (`ip_route_output` checks the source), and the caller would wait.
 #[inline(always)]
 pub fn connect(
-    socket_type: u32,
     destination: &Ip,
     mark: u32,
     bound_device: u32,
-    is_served: impl FnOnce() -> bool,
+    is_served: bool,
     is_own: impl FnOnce() -> bool,
+    outward: impl FnOnce() -> Outward,
 ) -> Connect {
-    if socket_type != SOCK_STREAM {
-        return Connect::Pass;
-    }
     if is_loopback(destination) {
         return if mark == STEERING_MARK { Connect::Unmark } else { Connect::Pass };
     }
@@ -98,7 +103,38 @@ pub fn connect(
         return Connect::Forbid(Counter::LinkLocal);
     }
     let unbind = bound_device != 0;
-    if is_served() || is_own() { Connect::Steer { unbind } } else { Connect::Refuse { unbind } }
+    if is_own() {
+        return Connect::Steer { unbind };
+    }
+    match outward() {
+        Outward::Bypass(counter) => Connect::Bypass(counter),
+        Outward::Refuse(counter) => Connect::Refuse { unbind, counter },
+        Outward::Capture if is_served => Connect::Steer { unbind },
+        Outward::Capture => Connect::Refuse { unbind, counter: Counter::OutboundNoListener },
+    }
+}
+
+/// Decides a datagram of an enrolled pod that captures DNS, which is not the agent's: `Err` refuses it. It is not
+/// steered here but by its port; only the kernel has nothing to refuse it with once it is led to `lo`.
+///
+/// # Errors
+///
+/// Why it is refused: the name would be resolved as if there were no mesh.
+#[inline(always)]
+pub fn dns_datagram(
+    destination: &Ip,
+    port: u16,
+    bound_device: u32,
+    is_served: impl FnOnce() -> bool,
+    is_own: impl FnOnce() -> bool,
+) -> Result<Option<Counter>, Counter> {
+    if port != DNS_PORT || is_loopback(destination) || is_own() {
+        return Ok(None);
+    }
+    if bound_device != 0 || is_link_local(destination) {
+        return Ok(Some(Counter::DnsBoundDevice));
+    }
+    if is_served() { Ok(None) } else { Err(Counter::DnsNoListener) }
 }
 
 /// Whether `ip` is in `fe80::/10`.
@@ -178,13 +214,20 @@ pub fn lookup(
     via_loopback: bool,
     local: &Ip,
     local_port: u16,
+    captures_dns: bool,
     bypass_inbound: bool,
     is_own: impl FnOnce() -> bool,
     is_probe: impl FnOnce() -> bool,
 ) -> Lookup {
     if via_loopback {
         // To the pod's own address: the agent's leg to the application, or the pod calling itself.
-        return if is_loopback(local) || is_own() { Lookup::Pass(None) } else { Lookup::Assign(Role::Outbound) };
+        return if is_loopback(local) || is_own() {
+            Lookup::Pass(None)
+        } else if captures_dns && local_port == DNS_PORT {
+            Lookup::Assign(Role::DnsTcp)
+        } else {
+            Lookup::Assign(Role::Outbound)
+        };
     }
     if bypass_inbound {
         return Lookup::Pass(Some(Counter::BypassInbound));
@@ -199,6 +242,22 @@ pub fn lookup(
     if is_probe() { Lookup::Pass(Some(Counter::Probe)) } else { Lookup::Assign(Role::Plaintext) }
 }
 
+/// Decides where a datagram to `local` goes: DNS that the pod sends to the agent, all else as ever.
+#[inline(always)]
+pub fn lookup_datagram(
+    via_loopback: bool,
+    local: &Ip,
+    local_port: u16,
+    captures_dns: bool,
+    is_own: impl FnOnce() -> bool,
+) -> Lookup {
+    // To the pod's own address: an answer, or the pod asking itself.
+    if !captures_dns || !via_loopback || local_port != DNS_PORT || is_loopback(local) || is_own() {
+        return Lookup::Pass(None);
+    }
+    Lookup::Assign(Role::DnsUdp)
+}
+
 /// What is counted when the listener of `role` is there.
 #[inline(always)]
 pub const fn captured(role: Role) -> Counter {
@@ -206,6 +265,8 @@ pub const fn captured(role: Role) -> Counter {
         Role::Outbound => Counter::Outbound,
         Role::Hbone => Counter::Hbone,
         Role::Plaintext => Counter::Plaintext,
+        Role::DnsTcp => Counter::DnsTcp,
+        Role::DnsUdp => Counter::DnsUdp,
     }
 }
 
@@ -216,6 +277,7 @@ pub const fn no_listener(role: Role) -> Counter {
         Role::Outbound => Counter::OutboundNoListener,
         Role::Hbone => Counter::HboneNoListener,
         Role::Plaintext => Counter::PlaintextNoListener,
+        Role::DnsTcp | Role::DnsUdp => Counter::DnsNoListener,
     }
 }
 

@@ -1,9 +1,10 @@
 //! A closed-loop load generator for the benchmark: a fixed number of connections, each with one request under way.
 //!
-//! `culvert-load keepalive|new|hold ADDRESS CONNECTIONS SECONDS`
+//! `culvert-load keepalive|new|connect|hold ADDRESS CONNECTIONS SECONDS`
 //!
 //! `keepalive` sends request after request on each connection; `new` makes a connection for every request, whose
-//! latency runs from before connect to the end of the answer; both print one line of JSON. `hold` sends one request on
+//! latency runs from before connect to the end of the answer; `connect` only connects, and resets; each prints one line of
+//! JSON. `hold` sends one request on
 //! each connection, prints `holding` and leaves them open.
 
 use std::cell::RefCell;
@@ -22,6 +23,13 @@ use tokio::time::timeout;
 /// A request that takes longer has failed.
 const LIMIT: Duration = Duration::from_secs(10);
 
+#[derive(Clone, Copy)]
+enum Mode {
+    Keep,
+    New,
+    Connect,
+}
+
 #[derive(Default)]
 struct Tally {
     latencies: Histogram,
@@ -32,21 +40,22 @@ struct Tally {
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [mode, address, connections, seconds] = arguments.as_slice() else {
-        bail!("usage: culvert-load keepalive|new|hold ADDRESS CONNECTIONS SECONDS");
+        bail!("usage: culvert-load keepalive|new|connect|hold ADDRESS CONNECTIONS SECONDS");
     };
     let address: SocketAddr = address.parse().context("ADDRESS is IP:PORT")?;
     let connections: usize = connections.parse().context("CONNECTIONS is a number")?;
     let duration = Duration::from_secs_f64(seconds.parse().context("SECONDS is a number")?);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match mode.as_str() {
-        "keepalive" => LocalSet::new().block_on(&runtime, load(address, connections, duration, false)),
-        "new" => LocalSet::new().block_on(&runtime, load(address, connections, duration, true)),
+        "keepalive" => LocalSet::new().block_on(&runtime, load(address, connections, duration, Mode::Keep)),
+        "new" => LocalSet::new().block_on(&runtime, load(address, connections, duration, Mode::New)),
+        "connect" => LocalSet::new().block_on(&runtime, load(address, connections, duration, Mode::Connect)),
         "hold" => runtime.block_on(hold(address, connections, duration)),
         _ => bail!("no mode {mode}"),
     }
 }
 
-async fn load(address: SocketAddr, connections: usize, duration: Duration, new: bool) -> Result<()> {
+async fn load(address: SocketAddr, connections: usize, duration: Duration, mode: Mode) -> Result<()> {
     let tally = Rc::new(RefCell::new(Tally::default()));
     let started = Instant::now();
     let until = started + duration;
@@ -55,7 +64,11 @@ async fn load(address: SocketAddr, connections: usize, duration: Duration, new: 
             let tally = tally.clone();
             tokio::task::spawn_local(async move {
                 while Instant::now() < until {
-                    let ended = if new { fresh(address, &tally).await } else { keep(address, until, &tally).await };
+                    let ended = match mode {
+                        Mode::Keep => keep(address, until, &tally).await,
+                        Mode::New => fresh(address, &tally).await,
+                        Mode::Connect => bare(address, &tally).await,
+                    };
                     if let Err(error) = ended {
                         let mut tally = tally.borrow_mut();
                         tally.failed += 1;
@@ -119,6 +132,14 @@ async fn fresh(address: SocketAddr, tally: &RefCell<Tally>) -> io::Result<()> {
     timeout(LIMIT, once).await??;
     tally.borrow_mut().latencies.record(started.elapsed());
     Ok(())
+}
+
+/// One connection, reset at once: it leaves no port behind in TIME_WAIT.
+async fn bare(address: SocketAddr, tally: &RefCell<Tally>) -> io::Result<()> {
+    let started = Instant::now();
+    let stream = timeout(LIMIT, TcpStream::connect(address)).await??;
+    tally.borrow_mut().latencies.record(started.elapsed());
+    stream.set_zero_linger()
 }
 
 async fn hold(address: SocketAddr, connections: usize, duration: Duration) -> Result<()> {

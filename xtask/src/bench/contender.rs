@@ -28,6 +28,8 @@ pub(super) enum Kind {
     Direct,
     /// This build.
     Culvert,
+    /// This build, and a server outside the mesh whose network is bypassed.
+    Bypass,
     /// Another mesh, started by a shell command.
     Peer { name: String, command: String },
 }
@@ -52,6 +54,7 @@ impl Kind {
         match self {
             Self::Direct => "direct",
             Self::Culvert => "culvert",
+            Self::Bypass => "bypass",
             Self::Peer { name, .. } => name,
         }
     }
@@ -72,6 +75,10 @@ impl Contender {
         let proxies = match kind {
             Kind::Direct => Proxies::None,
             Kind::Culvert => Proxies::Agents(start_agents(&topology, &config)?),
+            Kind::Bypass => {
+                bypass(&topology, &config)?;
+                Proxies::Agents(start_agents(&topology, &config)?)
+            }
             Kind::Peer { name, command } => start_peer(&topology, &config, name, command)?,
         };
         Ok(Self { name: kind.name().to_owned(), proxies, _iperf: iperf, _nginx: nginx, topology })
@@ -152,6 +159,20 @@ rules:
         [objects::peer_authentication("bench", "STRICT"), objects::authorization_policy("bench", "callers", callers)];
     config.write("policies", &policies)?;
     Ok(config)
+}
+
+/// Takes the server out of the mesh, and what goes to its network out of its clients' capture.
+fn bypass(topology: &Topology, config: &ConfigDir) -> Result<()> {
+    let server = topology.pod("server");
+    let label = "  labels: {istio.io/dataplane-mode: none, ";
+    let outside = objects::pod(server, server.name()).replace("  labels: {", label);
+    config.write("pods", &[objects::pod(topology.pod("client"), "client"), outside])?;
+    let options = format!(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: culvert, namespace: istio-system}}\n\
+         data: {{mesh: 'culvert: {{outboundBypass: {{cidrs: [{}/24]}}}}'}}\n",
+        server.ipv4()
+    );
+    config.write("options", &[options])
 }
 
 fn start_peer(topology: &Topology, config: &ConfigDir, name: &str, command: &str) -> Result<Proxies> {

@@ -19,8 +19,8 @@ pub(super) struct Report {
 }
 
 impl Report {
-    pub(super) fn new(kinds: &[Kind]) -> Self {
-        let contenders = kinds.iter().map(|kind| kind.name().to_owned()).collect();
+    pub(super) fn new<'a>(kinds: impl Iterator<Item = &'a Kind>) -> Self {
+        let contenders = kinds.map(|kind| kind.name().to_owned()).collect();
         Self { contenders, traffic: Vec::new(), memory: Vec::new() }
     }
 

@@ -18,6 +18,8 @@ pub(super) enum Load {
     Keepalive(u32),
     /// A connection for every request, this many at a time.
     New(u32),
+    /// Connections without requests, one at a time.
+    Connect,
 }
 
 /// What one measurement found.
@@ -44,6 +46,7 @@ impl Load {
             Self::Bulk(n) => format!("iperf3, {n} streams"),
             Self::Keepalive(1) => "keepalive, 1 connection".to_owned(),
             Self::Keepalive(n) => format!("keepalive, {n} connections"),
+            Self::Connect => "connect, nothing else".to_owned(),
             Self::New(n) => format!("new connections, {n} at a time"),
         }
     }
@@ -53,7 +56,7 @@ impl Load {
         match self {
             Self::Bulk(_) => ("Gbit/s", "s/GB"),
             Self::Keepalive(_) => ("requests/s", "µs/request"),
-            Self::New(_) => ("connections/s", "µs/connection"),
+            Self::New(_) | Self::Connect => ("connections/s", "µs/connection"),
         }
     }
 
@@ -63,6 +66,7 @@ impl Load {
             Self::Bulk(streams) => (iperf(contender, streams, seconds)?, true),
             Self::Keepalive(n) => (request(contender, "keepalive", n, seconds.into())?, false),
             Self::New(n) => (request(contender, "new", n, seconds.into())?, false),
+            Self::Connect => (request(contender, "connect", 1, seconds.into())?, false),
         };
         let (proxies, all) = (contender.cpu() - proxies, machine_cpu()? - all);
         let number = |path: &str| report.pointer(path).and_then(Value::as_f64);

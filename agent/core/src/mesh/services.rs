@@ -1,12 +1,13 @@
 //! Services and who is behind them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use culvert_api::{Kind, ObjectRef};
 use imbl::OrdMap;
 use smallvec::SmallVec;
 
+use super::allocate::Allocator;
 use super::selectors::selects;
 use super::snapshot::ServiceState;
 use super::vips::{insert_claim, remove_claim};
@@ -32,6 +33,8 @@ pub(super) struct ServiceStore {
     slices: ShardedMap<ServiceKey, BTreeMap<Arc<str>, SliceState>>,
     /// The key that a slice is kept under.
     pub(super) slice_objects: ShardedMap<ObjectRef, (ServiceKey, Arc<SliceFacts>)>,
+    /// Virtual addresses for those that have none.
+    allocator: Allocator,
     /// The services whose ServiceEntry or slices name a workload, once for each time that they do.
     naming: ShardedMap<WorkloadUid, SmallVec<[ServiceKey; 1]>>,
 }
@@ -214,6 +217,19 @@ impl Mesh {
         self.services.naming.get(uid).cloned().unwrap_or_default()
     }
 
+    /// Gives virtual addresses to those of `changed` that want some, and returns all services to be worked out again:
+    /// one that is gone may leave its address to another.
+    pub(super) fn allocate(&mut self, mut changed: HashSet<ServiceKey>) -> HashSet<ServiceKey> {
+        let mut moved = Vec::new();
+        for key in &changed {
+            let facts = self.services.claims.get(key).and_then(|claims| claims.first());
+            let created = facts.filter(|facts| facts.auto_vips).map(|facts| facts.created);
+            moved.extend(self.services.allocator.set(key, created));
+        }
+        changed.extend(moved);
+        changed
+    }
+
     /// Works out what readers see of a service, from scratch.
     pub(super) fn rebuild_service(&mut self, key: &ServiceKey) {
         let facts = self.services.claims.get(key).and_then(|claims| claims.first()).cloned();
@@ -252,6 +268,7 @@ impl Mesh {
                 endpoints.insert(uid, endpoint);
             }
         }
+        self.touched.add_service(&service);
         self.current.services.insert(key.clone(), ServiceState { service, endpoints });
     }
 
@@ -260,6 +277,7 @@ impl Mesh {
         let Some(facts) = self.services.claims.get(key).and_then(|claims| claims.first()).cloned() else { return };
         let endpoint = self.endpoint(key, &facts, uid);
         let Some(state) = self.current.services.get_mut(key) else { return };
+        self.touched.add_service(&state.service);
         let is_member = endpoint.is_some();
         match endpoint {
             Some(endpoint) => state.endpoints.insert(uid.clone(), endpoint),
@@ -283,7 +301,7 @@ impl Mesh {
         Service {
             key: key.clone(),
             name: facts.object.name.clone(),
-            vips: facts.vips.clone(),
+            vips: if facts.auto_vips { self.services.allocator.addresses(key) } else { facts.vips.clone() },
             ports: facts.ports.clone(),
             resolution: facts.resolution,
             load_balancing: load_balancing(facts, distribution),
@@ -296,6 +314,7 @@ impl Mesh {
 
     fn publish_service(&mut self, key: &ServiceKey, old: Option<&Arc<Service>>, new: Option<&Arc<Service>>) {
         if let Some(old) = old {
+            self.touched.add_service(old);
             self.current.vips.remove(old);
         }
         let mut claims = self.current.hostnames.get(&key.hostname).cloned().unwrap_or_default();

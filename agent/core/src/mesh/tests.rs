@@ -297,6 +297,8 @@ fn the_addresses_that_were_allocated_are_the_service_entrys() {
     assert_eq!(messages(&snapshot), [""; 0]);
 
     let snapshot = mesh(&entry("")).snapshot();
+    assert_eq!(messages(&snapshot), [""; 0], "it is given addresses");
+    let snapshot = mesh(&entry("").replace("DNS", "NONE")).snapshot();
     assert!(messages(&snapshot)[0].contains("no virtual address"));
 }
 

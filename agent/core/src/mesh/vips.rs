@@ -26,14 +26,27 @@ pub(super) struct VipIndex {
 type Lengths = SmallVec<[(u8, u32); 2]>;
 
 impl VipIndex {
+    /// The services that claim the longest network that holds `ip`.
+    pub(super) fn holding(&self, ip: IpAddr) -> Option<&Claims> {
+        let lengths = if ip.is_ipv4() { &self.v4 } else { &self.v6 };
+        lengths.iter().find_map(|(length, _)| self.claims.get(&IpNet::new(ip, *length).ok()?.trunc()))
+    }
+
+    /// The services that claim `network` itself.
+    pub(super) fn exactly(&self, network: IpNet) -> Option<&Claims> {
+        self.claims.get(&network)
+    }
+
+    /// Every network that is claimed.
+    pub(super) fn networks(&self) -> impl Iterator<Item = IpNet> {
+        self.claims.keys().copied()
+    }
+
     /// The service that a client in `client_namespace` reaches at `ip`: of the longest prefix, the one of its own
     /// namespace, or else the preferred.
     pub(super) fn get(&self, ip: IpAddr, client_namespace: &str) -> Option<&Arc<Service>> {
-        let lengths = if ip.is_ipv4() { &self.v4 } else { &self.v6 };
-        lengths.iter().find_map(|(length, _)| {
-            let claims = self.claims.get(&IpNet::new(ip, *length).ok()?.trunc())?;
-            claims.iter().find(|service| &*service.key.namespace == client_namespace).or_else(|| claims.first())
-        })
+        let claims = self.holding(ip)?;
+        claims.iter().find(|service| &*service.key.namespace == client_namespace).or_else(|| claims.first())
     }
 
     pub(super) fn insert(&mut self, service: &Arc<Service>) {

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use culvert_api::names::label;
+use ipnet::IpNet;
 use smallvec::SmallVec;
 
 use super::{Mesh, PodEnrolment};
@@ -177,6 +178,10 @@ impl Mesh {
             cluster: options.cluster.clone(),
             network: facts.network.clone().unwrap_or_else(|| options.network.clone()),
             capacity: facts.capacity,
+            outbound_rules: match &facts.source {
+                WorkloadSource::Pod(pod) => pod.outbound_rules.clone(),
+                _ => None,
+            },
         };
         Some(Workload {
             uid: uid.clone(),
@@ -213,6 +218,7 @@ impl Mesh {
     }
 
     fn claim_address(&mut self, ip: IpAddr, uid: &WorkloadUid, workload: &Arc<Workload>) {
+        self.touched.add(IpNet::from(ip));
         match self.current.addresses.get(&ip) {
             Some(other) if other.uid != *uid => {
                 let clash = self.indexes.clashes.entry(ip).or_default();
@@ -233,6 +239,7 @@ impl Mesh {
     }
 
     fn release_address(&mut self, ip: IpAddr, uid: &WorkloadUid) {
+        self.touched.add(IpNet::from(ip));
         if let Some(clash) = self.indexes.clashes.get_mut(&ip) {
             clash.remove(uid);
             self.dirty.addresses.insert(ip);

@@ -1,5 +1,6 @@
 //! Reading the options.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,8 +9,9 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::{AccessLogEncoding, MeshOptions, OutboundTrafficPolicy};
+use crate::bypass::{self, MeshBypass};
 use crate::policy::UnsupportedDeny;
-use crate::translate::Finding;
+use crate::translate::{Finding, Findings};
 
 /// Fields of Istio's MeshConfig that say something about what Culvert does otherwise, or not at all.
 const UNSUPPORTED: &[&str] = &[
@@ -109,6 +111,12 @@ pub fn parse(text: &str, object: &ObjectRef, findings: &mut Vec<Finding>) -> Opt
     let cluster = reader.name("cluster").unwrap_or(default.cluster);
     let network = reader.take::<Arc<str>>("network", "a name").unwrap_or(default.network);
     let dns_capture = reader.take::<bool>("dns-capture", "true or false").unwrap_or(default.dns_capture);
+    let bypass = reader.mapping("outboundBypass");
+    reader.finish();
+
+    let path = format!("{}.outboundBypass", reader.path);
+    let mut reader = Reader { path, fields: bypass, ..reader };
+    let outbound_bypass = reader.bypass();
     reader.finish();
 
     Some(MeshOptions {
@@ -124,6 +132,7 @@ pub fn parse(text: &str, object: &ObjectRef, findings: &mut Vec<Finding>) -> Opt
         cluster,
         network,
         dns_capture,
+        outbound_bypass,
     })
 }
 
@@ -182,6 +191,39 @@ impl Reader<'_> {
             self.error(field, "not a duration between 1ms and 24h, such as 10s: the default holds");
         }
         duration
+    }
+
+    /// Lists of networks, ports and namespaces; a port may be a number or text.
+    fn bypass(&mut self) -> MeshBypass {
+        let mut texts = |field: &str, what: &str| {
+            let values: Vec<Value> = self.take(field, what).unwrap_or_default();
+            let text = |value| match value {
+                Value::String(text) => text,
+                other => other.to_string(),
+            };
+            (format!("{}.{field}", self.path), values.into_iter().map(text).collect::<Vec<String>>())
+        };
+        let (cidrs, cidr_texts) = texts("cidrs", "a list of addresses and networks");
+        let (ports, port_texts) = texts("ports", "a list of ports");
+        let (names, name_texts) = texts("namespaces", "a list of namespaces");
+        let mut findings = Findings { object: self.object.clone(), list: self.findings };
+        let networks = bypass::networks(cidr_texts.iter().map(|text| text.trim()), &cidrs, &mut findings);
+        let ports = bypass::ports(port_texts.iter().map(|text| text.trim()), &ports, &mut findings);
+        let mut namespaces = BTreeSet::new();
+        for text in name_texts.iter().take(bypass::MAX_RULES) {
+            // As Kubernetes names namespaces (RFC 1123 labels).
+            let is_label = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+            if (1..=63).contains(&text.len()) && text.bytes().all(is_label) {
+                namespaces.insert(text.as_str().into());
+            } else {
+                let text: String = text.chars().take(100).collect();
+                findings.error(names.clone(), format!("{text:?} is no namespace: ignored, and captured"));
+            }
+        }
+        if name_texts.len() > bypass::MAX_RULES {
+            findings.error(names, format!("more than {}: the rest is ignored, and captured", bypass::MAX_RULES));
+        }
+        MeshBypass::new(networks, ports, namespaces)
     }
 
     fn mapping(&mut self, field: &str) -> Map<String, Value> {

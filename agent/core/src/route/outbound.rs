@@ -15,6 +15,7 @@ use culvert_api::names::label;
 use smallvec::{SmallVec, smallvec};
 
 use crate::address::{HBONE_PORT, OriginalDst};
+use crate::bypass::{self, Bypassed};
 use crate::hbone::Authority;
 use crate::identity::Identity;
 use crate::mesh::Snapshot;
@@ -34,6 +35,9 @@ pub struct Outbound {
     pub service: Option<Arc<Service>>,
     /// The workload that is dialled, a waypoint's where it goes through one; `None` if unknown.
     pub workload: Option<Arc<Workload>>,
+    /// Why it goes there without the mesh: it is not captured, and only comes here where the programs have not heard of
+    /// the rule yet.
+    pub bypassed: Option<Bypassed>,
 }
 
 /// What to dial.
@@ -203,6 +207,9 @@ pub fn outbound(
     rng: &mut impl rand::Rng,
 ) -> Result<Outbound, Refusal> {
     let mut decision = Deciding { snapshot, source, dst: dst.addr(), rng };
+    if let Some(bypassed) = bypass::decide(snapshot, source, dst.addr()) {
+        return Ok(Outbound { bypassed: Some(bypassed), ..decision.passthrough(None) });
+    }
     if let Some(service) = snapshot.service_by_address(dst.ip(), &source.namespace) {
         return decision.service(service);
     }
@@ -251,6 +258,7 @@ impl<R: rand::Rng> Deciding<'_, R> {
                 upstream: Upstream::Resolve { hostname: service.key.hostname.clone(), port: number(port) },
                 service: Some(service.clone()),
                 workload: None,
+                bypassed: None,
             }),
             Err(why) => Err(Refusal::NoEndpoint { service: service.key.clone(), port: self.dst.port(), why }),
         }
@@ -270,6 +278,7 @@ impl<R: rand::Rng> Deciding<'_, R> {
                     upstream: direct(workload, SocketAddr::new(ip, port), Some(service)),
                     service: Some(service.clone()),
                     workload: Some(workload.clone()),
+                    bypassed: None,
                 });
             }
             (None, Some(hostname)) => Upstream::Resolve { hostname: hostname.clone(), port },
@@ -278,7 +287,8 @@ impl<R: rand::Rng> Deciding<'_, R> {
                 return Err(Refusal::NoEndpoint { service: service.key.clone(), port: self.dst.port(), why });
             }
         };
-        Ok(Outbound { upstream, service: Some(service.clone()), workload: Some(workload.clone()) })
+        let (service, workload) = (Some(service.clone()), Some(workload.clone()));
+        Ok(Outbound { upstream, service, workload, bypassed: None })
     }
 
     /// A workload dialled by its own address.
@@ -298,11 +308,13 @@ impl<R: rand::Rng> Deciding<'_, R> {
             upstream: direct(workload, self.dst, service),
             service: service.cloned(),
             workload: Some(workload.clone()),
+            bypassed: None,
         })
     }
 
     fn passthrough(&self, service: Option<&Arc<Service>>) -> Outbound {
-        Outbound { upstream: Upstream::Tcp { peer: self.dst }, service: service.cloned(), workload: None }
+        let upstream = Upstream::Tcp { peer: self.dst };
+        Outbound { upstream, service: service.cloned(), workload: None, bypassed: None }
     }
 
     /// Through the waypoint of `binding`; `None` where the connection goes on without it.
@@ -348,6 +360,7 @@ impl<R: rand::Rng> Deciding<'_, R> {
             },
             service: None,
             workload: Some(endpoint.workload.clone()),
+            bypassed: None,
         })
     }
 

@@ -224,6 +224,22 @@ data: {mesh: 'outboundTrafficPolicy: {mode: REGISTRY_ONLY}'}
 }
 
 #[test]
+fn what_is_bypassed_is_allowed_in_plaintext_and_says_by_what() {
+    let options = "
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: culvert, namespace: istio-system}
+data: {mesh: '{outboundTrafficPolicy: {mode: REGISTRY_ONLY}, culvert: {outboundBypass: {ports: [3306]}}}'}
+";
+    let report = ask(&[MESH, options], "shop/front", "192.0.2.1:3306").unwrap();
+    assert_eq!((report.outcome, report.transport), (Outcome::Allowed, Some(Transport::Plaintext)));
+    assert!(report.path.is_empty(), "no proxy handles it: {report:?}");
+    assert!(report.checks[0].reason.contains("bypassed by outboundBypass.ports"), "{report:?}");
+    assert_eq!(ask(&[MESH, options], "shop/front", "192.0.2.1:443").unwrap().outcome, Outcome::Unroutable);
+}
+
+#[test]
 fn a_service_without_endpoints_is_unroutable() {
     let report = ask(&[MESH], "shop/front", "empty:80").unwrap();
     assert_eq!((report.outcome, report.path.as_slice()), (Outcome::Unroutable, ["node/n1".to_owned()].as_slice()));

@@ -9,6 +9,7 @@ use culvert_api::ObjectRef;
 use ipnet::IpNet;
 use smallvec::SmallVec;
 
+use crate::bypass::Rules;
 use crate::enrolment::PodTraits;
 use crate::service::{Resolution, ServicePort};
 use crate::waypoint::AllowedRoutes;
@@ -110,6 +111,7 @@ pub(crate) struct PodFacts {
     /// `None` for a pod of another node, as `netns`: what is only of use where the pod is enrolled.
     pub(crate) uid: Option<Arc<str>>,
     pub(crate) netns: Option<Arc<str>>,
+    pub(crate) outbound_rules: Option<Arc<Rules>>,
     /// What it says of its enrolment, beside its labels.
     pub(crate) traits: PodTraits,
     /// `spec.runtimeClassName`.
@@ -124,6 +126,8 @@ pub(crate) struct ServiceFacts {
     pub(crate) host: Option<Arc<str>>,
     pub(crate) created: Created,
     pub(crate) vips: Vec<IpNet>,
+    /// Whether it is to be given virtual addresses.
+    pub(crate) auto_vips: bool,
     pub(crate) ports: Vec<ServicePort>,
     pub(crate) resolution: Resolution,
     pub(crate) node_local: bool,

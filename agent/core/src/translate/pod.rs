@@ -10,6 +10,7 @@ use smallvec::SmallVec;
 
 use super::facts::{PodFacts, TemplateFacts, WorkloadFacts, WorkloadSource};
 use super::{Findings, Interner, metadata};
+use crate::bypass;
 use crate::enrolment::PodTraits;
 use crate::workload::{Health, Labels, WorkloadType};
 
@@ -53,6 +54,7 @@ pub(crate) fn translate(
         source: WorkloadSource::Pod(PodFacts {
             uid: meta.uid.as_deref().filter(|_| is_own).map(Arc::from),
             netns: metadata::annotation(meta, annotation::NETNS).filter(|_| is_own).map(Arc::from),
+            outbound_rules: bypass::of_pod(meta, findings).filter(|_| is_own),
             traits: traits(meta, host_network, findings),
             runtime_class: spec.and_then(|spec| spec.runtime_class_name.as_deref()).map(|name| interner.string(name)),
         }),

@@ -46,6 +46,7 @@ pub(crate) fn translate(
         host: None,
         created: metadata::created(meta),
         vips: vips(spec, findings),
+        auto_vips: false,
         ports: ports(spec, interner, findings),
         resolution: Resolution::Endpoints,
         node_local: spec.internal_traffic_policy.as_deref() == Some("Local"),

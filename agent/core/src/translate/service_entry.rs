@@ -39,11 +39,13 @@ pub(crate) fn translate(
         }
         (selector, _) => selector.map(|selector| interner.labels(Some(&selector.labels))),
     };
+    let has_endpoints = selector.is_some() || !spec.endpoints.is_empty();
     let template = ServiceFacts {
         object: findings.object.clone(),
         host: None,
         created: metadata::created(meta),
         vips: vips(entry, resolution, findings),
+        auto_vips: false,
         ports: ports(&spec.ports, interner, findings),
         resolution,
         node_local: false,
@@ -59,9 +61,15 @@ pub(crate) fn translate(
     for (at, host) in spec.hosts.iter().enumerate() {
         let field = format!("spec.hosts[{at}]");
         let host = host.to_ascii_lowercase();
-        if !workload_entry::is_hostname(&host) {
-            let cure = if host.contains('*') { "wildcards need DYNAMIC_DNS" } else { "not a host name" };
-            findings.error(field, format!("{cure}: {host:?} is ignored"));
+        let below = host.strip_prefix("*.");
+        if !workload_entry::is_hostname(below.unwrap_or(&host)) {
+            findings.error(field, format!("neither a host name nor `*.` and one: {host:?} is ignored"));
+        } else if below.is_some() && (resolution == Resolution::Passthrough || !has_endpoints) {
+            // Nobody could tell which of its names is meant.
+            findings.error(
+                field,
+                format!("a wildcard needs endpoints, with resolution STATIC or DNS: {host:?} is ignored"),
+            );
         } else if services.iter().any(|known| known.host.as_deref() == Some(&*host)) {
             findings.error(field, format!("{host} is there twice: ignored"));
         } else {
@@ -69,14 +77,16 @@ pub(crate) fn translate(
             if spec.addresses.is_empty() {
                 vips.extend(allocated(entry, &host));
             }
-            if vips.is_empty() {
+            let auto_vips = vips.is_empty() && resolution != Resolution::Passthrough && !is_opted_out(entry);
+            if vips.is_empty() && !auto_vips {
                 findings.warning(
                     field,
                     "no virtual address, so that connections to it are not told from others: write spec.addresses \
-                     (status.addresses holds none; nothing allocates them here)",
+                     (none are allocated with resolution NONE, or where a label refuses them)",
                 );
             }
-            services.push(Arc::new(ServiceFacts { host: Some(interner.string(&host)), vips, ..template.clone() }));
+            let host = Some(interner.string(&host));
+            services.push(Arc::new(ServiceFacts { host, vips, auto_vips, ..template.clone() }));
         }
     }
     if spec.hosts.is_empty() {
@@ -111,12 +121,15 @@ fn parse_network(text: &str) -> Option<IpNet> {
 
 /// The virtual addresses that Istio's allocator wrote for `host`.
 fn allocated(entry: &ServiceEntry, host: &str) -> Vec<IpNet> {
-    let opted_out = metadata::label(&entry.metadata, label::ENABLE_AUTOALLOCATE_IP) == Some("false");
-    let addresses = entry.status.iter().filter(|_| !opted_out).flat_map(|status| &status.addresses);
+    let addresses = entry.status.iter().filter(|_| !is_opted_out(entry)).flat_map(|status| &status.addresses);
     addresses
         .filter(|address| address.host.is_empty() || address.host.eq_ignore_ascii_case(host))
         .filter_map(|address| Some(IpNet::from(address.value.parse::<IpAddr>().ok()?.to_canonical())))
         .collect()
+}
+
+fn is_opted_out(entry: &ServiceEntry) -> bool {
+    metadata::label(&entry.metadata, label::ENABLE_AUTOALLOCATE_IP) == Some("false")
 }
 
 fn ports(ports: &[ServiceEntryPort], interner: &mut Interner, findings: &mut Findings<'_>) -> Vec<ServicePort> {

@@ -83,6 +83,8 @@ fn names_and_labels_are_istios() {
         "workload_manager_pending_proxy_count gauge",
         "workload_manager_proxies_started counter",
         "workload_manager_proxies_stopped counter",
+        "istio_dns_upstream_request_duration_seconds histogram",
+        "istio_on_demand_dns counter",
         "istio_tcp_connections_opened counter",
         "istio_tcp_connections_closed counter",
         "istio_tcp_connections_failed counter",

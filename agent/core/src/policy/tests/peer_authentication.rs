@@ -27,6 +27,7 @@ fn workload() -> Workload {
             cluster: "Kubernetes".into(),
             network: "".into(),
             capacity: 1,
+            outbound_rules: None,
         }),
     }
 }
