@@ -10,6 +10,7 @@
 #![allow(unsafe_code, reason = "talks to the kernel where no safe wrapper exists")]
 
 mod cgroup;
+mod container;
 mod datagram;
 mod error;
 mod link;
@@ -171,6 +172,7 @@ impl Redirect {
     ///
     /// What the machine lacks, and the cure.
     pub fn load(config: Config) -> Result<Self, LoadError> {
+        container::open_up()?;
         let mount = cgroup::mount()?;
         cgroup::check_pods(&config.cgroup)?;
         let own = Netns::current().map_err(LoadError::Netns)?;

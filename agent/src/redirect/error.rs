@@ -40,6 +40,16 @@ pub enum LoadError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The container does not let the agent do its work.
+    #[error("{what}: {reason}; {cure}")]
+    Container {
+        /// What was tried.
+        what: &'static str,
+        /// What the kernel said.
+        reason: String,
+        /// What to do about it.
+        cure: &'static str,
+    },
     /// The agent has no cgroup to itself.
     #[error(
         "the agent cannot have a cgroup to itself ({0}): sharing one with a pod would exempt that pod from the mesh"
