@@ -19,6 +19,7 @@ mod netlink;
 mod netns;
 mod pins;
 mod pods;
+mod procfs;
 mod programs;
 mod record;
 mod report;
