@@ -68,7 +68,7 @@ impl Untouched {
         let mut seen = Vec::new();
         for node in &world.nodes {
             // Everything that an agent may write to on a node.
-            let script = "find /etc/cni/net.d /opt/cni/bin -type f -exec sha256sum {} + | sort; find /sys/fs/bpf | sort; \
+            let script = "find /etc/cni/net.d /opt/cni/bin -type f -exec sha256sum {} + | sort; find /sys/fs/bpf -type f | sort; \
                           find /run/culvert /var/lib/culvert -mindepth 1 2>/dev/null || true; ip rule; ip route show table all";
             seen.push(node.machine().output(LIMIT, "/bin/sh", &["-c", script])?.success()?);
         }
