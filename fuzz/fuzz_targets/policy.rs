@@ -148,8 +148,7 @@ fn parsed(value: Value) -> Option<Object> {
 
 static POD: LazyLock<Vec<Object>> = LazyLock::new(|| {
     let labels = json!({"istio.io/dataplane-mode": "ambient"});
-    let namespace =
-        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop", "labels": labels}});
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop", "labels": labels}});
     let pod = json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": "app", "namespace": "shop", "labels": {"app": "a"}},
