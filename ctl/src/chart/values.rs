@@ -140,6 +140,8 @@ struct Controller {
     tolerations: Vec<Map<String, Value>>,
     priority_class_name: String,
     pod_disruption_budget: Switch,
+    /// `NAMESPACE/NAME` of service accounts, besides the chart's own agents'.
+    trusted_node_accounts: Vec<String>,
     pod_annotations: BTreeMap<String, String>,
     pod_labels: BTreeMap<String, String>,
     env: BTreeMap<String, Scalar>,
