@@ -266,7 +266,7 @@ mod tests {
 
     #[test]
     fn what_a_kernel_lacks_is_one_line_with_the_version_that_has_it_and_what_to_do() {
-        for needs in [&CONNECT[0], &CONNECT[1], &CREATE_SOCKET, &SET_OPTION, &HOST_SOCKET, &ARRIVE] {
+        for needs in ADDRESS.iter().chain([&CREATE_SOCKET, &SET_OPTION, &HOST_SOCKET, &ARRIVE]) {
             let line = said(needs, libc::EINVAL);
             let parts =
                 [needs.program, needs.feature, needs.since, "run the node on such a kernel", "Invalid argument"];

@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn a_ratio_is_the_median_of_the_ratios_within_each_round() {
-        let mut report = Report::new(&[Kind::Direct, Kind::Culvert]);
+        let mut report = Report::new([Kind::Direct, Kind::Culvert].iter());
         let sample = |rate| Sample { rate, p50_us: None, p99_us: None, proxy_cpu: 0.0, all_cpu: 0.0 };
         // The machine is twice as slow in the second round, for both.
         for (direct, culvert) in [(10.0, 5.0), (5.0, 2.5), (10.0, 6.0)] {
