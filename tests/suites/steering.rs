@@ -207,7 +207,11 @@ fn a_link_that_goes_down_ends_what_crossed_it_in_time_and_serves_again_when_it_i
     ensure!(a.run(|| http::get(at(d.ipv4()), "/", SILENCE))?.is_err());
     let refused = cut.elapsed();
     ensure!(refused < CONNECT, "refused after {refused:?}");
-    near.log().lines().find(|line| line.contains("no route to") && line.contains("may be down")).context("no line")?;
+    // The client may hear of it before the line is written.
+    eventually(LIMIT, "a line that says why", || {
+        near.log().lines().any(|line| line.contains("no route to") && line.contains("may be down")).then_some(())
+    })
+    .with_context(|| near.log())?;
 
     open.get_ref().set_read_timeout(Some(SILENCE))?;
     let ended = io::copy(&mut open, &mut io::sink()).map_err(|error| error.kind());

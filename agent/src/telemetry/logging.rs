@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use tracing::field::{Field, Visit};
-use tracing::{Event, Subscriber};
+use tracing::{Event, Level, Metadata, Subscriber};
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
-use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::layer::{Layer as _, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, reload};
@@ -61,6 +62,7 @@ pub struct LogHandle(Arc<reload::Handle<EnvFilter, Registry>>);
 pub fn init(format: LogFormat, level: &str) -> Result<LogHandle, LevelError> {
     let (filter, handle) = reload::Layer::new(parse(level)?);
     let lines = tracing_subscriber::fmt::layer().event_format(Lines(format)).with_writer(io::stdout);
+    let lines = lines.with_filter(filter_fn(|metadata| !is_said_elsewhere(metadata)));
     let begun = tracing_subscriber::registry().with(filter).with(lines).try_init();
     begun.map_err(|e| LevelError::Unsettable(e.to_string()))?;
     Ok(LogHandle(Arc::new(handle)))
@@ -91,6 +93,12 @@ impl LogHandle {
         let filter = if sets_everything { asked } else { parse(&format!("{},{level}", self.level()))? };
         self.0.reload(filter).map_err(|e| LevelError::Unsettable(e.to_string()))
     }
+}
+
+/// Whether an event is another's account of what the agent tells itself: the Kubernetes client calls every failed request
+/// an error, also each attempt while the API server is away, which its callers tell once.
+fn is_said_elsewhere(metadata: &Metadata<'_>) -> bool {
+    *metadata.level() == Level::ERROR && metadata.target().starts_with("kube_client")
 }
 
 /// Reads levels; `target:level`, as Istio's tools write it, is the same as `target=level`.
