@@ -156,7 +156,11 @@ fn what_has_nowhere_to_go_is_refused_with_the_reason_and_never_passed_through() 
     ensure!(ask(&a.place(), unknown)?.starts_with("unknown saw "));
     mesh.directory.write("options", &[REGISTRY_ONLY.to_owned()])?;
     eventually(LIMIT, "the mesh to be closed", || ask(&a.place(), unknown).is_err().then_some(()))?;
-    refused(&near, "192.0.2.1:8080", &["REGISTRY_ONLY"])?;
+    // By the connect hook, which tells its reason by a counter; the agent itself refuses only until the hook knows.
+    eventually(LIMIT, "the hook to refuse, and to say why", || {
+        ask(&a.place(), unknown).is_err().then_some(())?;
+        (near.metric("culvert_redirection_total", &[("reason", "registry_only")]).ok()? >= 1.0).then_some(())
+    })?;
     ensure!(ask(&a.place(), "10.96.0.1:80".parse()?)?.starts_with("c saw "));
     Ok(())
 }
