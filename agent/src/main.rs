@@ -8,7 +8,8 @@ use culvert::cni::{CniCommand, CniConfig, Paths, install, plugin};
 use culvert::config::{Cli, ControllerConfig, EXIT_CONFIG, NodeConfig, Role, one_line};
 use culvert::controller::Controller;
 use culvert::node::Node;
-use culvert::telemetry::logging;
+use culvert::telemetry::logging::{self, LogFormat, LogHandle};
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Threads for what blocks: netlink, files, large dumps. Each keeps some memory, so few.
@@ -45,17 +46,10 @@ fn node(config: NodeConfig) -> ExitCode {
     if let Err(error) = config.check() {
         return bad_configuration(&error.to_string());
     }
-    let log = match logging::init(config.log_format, &config.log_level) {
-        Ok(log) => log,
-        Err(error) => return bad_configuration(&format!("--log-level: {error}")),
+    let (log, runtime) = match begin(config.log_format, &config.log_level) {
+        Ok(begun) => begun,
+        Err(status) => return status,
     };
-    let runtime =
-        match tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(BLOCKING_THREADS).build()
-        {
-            Ok(runtime) => runtime,
-            Err(error) => return failed(&error.into()),
-        };
-    raise_descriptor_limit();
     runtime.block_on(async {
         tracing::info!(version = env!("CARGO_PKG_VERSION"), node = config.node_name, "culvert node");
         let node = match Node::build(config, log).await {
@@ -79,18 +73,11 @@ fn controller(mut config: ControllerConfig) -> ExitCode {
     if let Err(error) = config.check() {
         return bad_configuration(&error.to_string());
     }
-    let log = match logging::init(config.log_format, &config.log_level) {
-        Ok(log) => log,
-        Err(error) => return bad_configuration(&format!("--log-level: {error}")),
-    };
     // Signing is a matter of microseconds, and the rest is waiting: one thread carries it.
-    let runtime =
-        match tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(BLOCKING_THREADS).build()
-        {
-            Ok(runtime) => runtime,
-            Err(error) => return failed(&error.into()),
-        };
-    raise_descriptor_limit();
+    let (log, runtime) = match begin(config.log_format, &config.log_level) {
+        Ok(begun) => begun,
+        Err(status) => return status,
+    };
     runtime.block_on(async {
         let (version, replica) = (env!("CARGO_PKG_VERSION"), config.identity());
         tracing::info!(version, namespace = config.namespace, replica, "culvert controller");
@@ -110,6 +97,16 @@ fn controller(mut config: ControllerConfig) -> ExitCode {
             Err(error) => failed(&error),
         }
     })
+}
+
+/// What every long-lived role begins with: the log, a runtime of one thread, and descriptors.
+fn begin(format: LogFormat, level: &str) -> Result<(LogHandle, Runtime), ExitCode> {
+    let log = logging::init(format, level).map_err(|error| bad_configuration(&format!("--log-level: {error}")))?;
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_all().max_blocking_threads(BLOCKING_THREADS).build();
+    let runtime = runtime.map_err(|error| failed(&error.into()))?;
+    raise_descriptor_limit();
+    Ok((log, runtime))
 }
 
 /// Takes as many descriptors as the administrator allows: every connection costs two, and the soft limit (1024 as a

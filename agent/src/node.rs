@@ -330,14 +330,14 @@ async fn follow_objects(
     }
 }
 
-/// Ends connections of peers whose certificates are revoked.
+/// Ends the tunnels to and from peers whose certificates are revoked.
 async fn follow_trust(certificates: CertificateStore, proxies: Proxies) {
     let mut trust = certificates.trust();
     while trust.changed().await.is_ok() {
         let bundle = trust.borrow_and_update().clone();
         let ended = proxies.revoke(&bundle);
         if ended > 0 {
-            tracing::warn!(ended, "connections closed: the peer's certificate was revoked");
+            tracing::warn!(ended, "tunnels closed: the peer's certificate was revoked");
         }
     }
 }

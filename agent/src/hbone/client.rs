@@ -11,10 +11,12 @@ use rustls::pki_types::ServerName;
 use smallvec::SmallVec;
 use socket2::TcpKeepalive;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 
 use super::handshake::{self, HandshakeError};
 use super::tunnel::{Handle, Open, Redial, Role, Tunnel, abort};
-use crate::identity::{CertificateHandle, Clock, PeerError, TlsProblem, verify_server};
+use crate::ca::TrustBundle;
+use crate::identity::{CertificateHandle, CertificateStore, Clock, PeerError, TlsProblem, verify_server};
 use crate::redirect::{Family, PodNetns};
 use crate::telemetry::{Outcome, ResponseFlags};
 use crate::workers::Workers;
@@ -98,6 +100,7 @@ pub struct Pool(Arc<Inner>);
 struct Inner {
     netns: Arc<PodNetns>,
     certificate: CertificateHandle,
+    trust: watch::Receiver<Arc<TrustBundle>>,
     clock: Arc<dyn Clock>,
     workers: Workers,
     home: usize,
@@ -113,15 +116,24 @@ struct Entry {
 }
 
 impl Pool {
-    /// A pool for the pod in `netns`, whose first tunnel to anywhere is served by worker `home`.
+    /// A pool for the pod in `netns`, which speaks as `identity`. Its first tunnel to anywhere is served by worker
+    /// `home`.
     pub fn new(
         netns: Arc<PodNetns>,
-        certificate: CertificateHandle,
-        clock: Arc<dyn Clock>,
+        certificates: &CertificateStore,
+        identity: &Identity,
         workers: Workers,
         home: usize,
     ) -> Self {
-        Self(Arc::new(Inner { netns, certificate, clock, workers, home, entries: Mutex::default() }))
+        Self(Arc::new(Inner {
+            netns,
+            certificate: certificates.handle(identity),
+            trust: certificates.trust(),
+            clock: certificates.clock().clone(),
+            workers,
+            home,
+            entries: Mutex::default(),
+        }))
     }
 
     /// Carries `open` through a tunnel to `key`, dialling one if need be. However many ask at once, one is dialled.
@@ -177,6 +189,12 @@ impl Pool {
         }
     }
 
+    /// Ends the tunnels to peers whose certificates are revoked; returns how many.
+    pub fn revoke(&self, trust: &TrustBundle) -> usize {
+        let entries = self.0.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.values().flat_map(|entry| &entry.tunnels).filter(|(_, tunnel)| tunnel.revoke(trust)).count()
+    }
+
     /// Tunnels in use.
     pub fn len(&self) -> usize {
         self.0.entries.lock().unwrap_or_else(PoisonError::into_inner).values().map(|entry| entry.tunnels.len()).sum()
@@ -206,6 +224,8 @@ impl Pool {
                 let Some(entry) = entries.get_mut(&key) else { return };
                 if let Some(handle) = &handle {
                     entry.tunnels.push((worker, handle.clone()));
+                    // A revocation between the handshake and the listing has not found the tunnel on the list.
+                    handle.revoke(&pool.0.trust.borrow());
                 }
                 let waiting = entry.dialling.take().unwrap_or_default();
                 if entry.tunnels.is_empty() {

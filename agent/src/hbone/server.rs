@@ -10,7 +10,6 @@ use tokio::net::TcpStream;
 use super::client::keepalive;
 use super::handshake::{self, HandshakeError};
 use super::tunnel::{Accept, Handle, Role, Tunnel};
-use crate::ca::{CertificateId, certificate_ids};
 use crate::identity::{PeerError, TrustDomains, verify_peer};
 
 /// How long a peer has for its handshake.
@@ -36,8 +35,6 @@ pub enum AcceptError {
 pub struct Peer {
     /// The identity that its certificate proves.
     pub identity: Arc<Identity>,
-    /// Its certificates, for when one is revoked.
-    pub certificate: Arc<[CertificateId]>,
 }
 
 /// Does the server's side of the handshake on `socket` and returns the tunnel, to be awaited, with its handle.
@@ -59,9 +56,6 @@ pub async fn accept<A: Accept + 'static>(
         Ok(established) => established?,
         Err(_) => return Err(AcceptError::Slow),
     };
-    let peer = Peer {
-        identity: Arc::new(verify_peer(&established.peer, trusted, now)?),
-        certificate: certificate_ids(&established.peer).as_slice().into(),
-    };
+    let peer = Peer { identity: Arc::new(verify_peer(&established.peer, trusted, now)?) };
     Ok(Tunnel::new(established, Role::Server(Arc::new(acceptor(peer))), MAX_STREAMS))
 }

@@ -23,6 +23,7 @@ use self::wire::Wire;
 use super::handshake::{Established, HandshakeError};
 use super::record::RecordError;
 use super::scratch;
+use crate::ca::{CertificateId, TrustBundle, certificate_ids};
 use crate::proxy::live::Flow;
 
 /// How often the peer is asked whether it is alive (as ztunnel does).
@@ -105,12 +106,17 @@ pub enum TunnelError {
     /// The peer sent a fatal TLS alert.
     #[error("the peer ended the tunnel with TLS alert {0}; it may not accept our certificate")]
     Alert(u8),
+    /// Nothing of a peer whose certificate, or one that vouches for it, is revoked goes on.
+    #[error("connection closed: the peer's certificate was revoked")]
+    Revoked,
 }
 
 enum Command {
     Open(Box<Open>),
     /// GOAWAY: finish what is open, take nothing new.
     Drain,
+    /// Ends everything at once.
+    Revoke,
 }
 
 /// The handle by which others use a tunnel.
@@ -118,6 +124,8 @@ enum Command {
 pub struct Handle {
     commands: mpsc::UnboundedSender<Command>,
     shared: Arc<Shared>,
+    /// Who vouched for the peer, for when one of them is revoked.
+    peer: Arc<[CertificateId]>,
 }
 
 #[derive(Default)]
@@ -151,7 +159,7 @@ impl Handle {
         self.shared.streams.fetch_add(1, Ordering::Relaxed);
         self.commands.send(Command::Open(open)).map_err(|refused| match refused.0 {
             Command::Open(open) => open,
-            Command::Drain => unreachable!("what was sent comes back"),
+            Command::Drain | Command::Revoke => unreachable!("what was sent comes back"),
         })
     }
 
@@ -160,6 +168,17 @@ impl Handle {
         self.shared.draining.store(true, Ordering::Relaxed);
         // A tunnel that is gone is drained.
         let _ = self.commands.send(Command::Drain);
+    }
+
+    /// Ends the tunnel and all that it carries if a certificate of the peer's chain is revoked; says whether it is.
+    pub fn revoke(&self, trust: &TrustBundle) -> bool {
+        let revoked = trust.is_revoked(&self.peer);
+        if revoked {
+            self.shared.draining.store(true, Ordering::Relaxed);
+            // A tunnel that is gone has ended.
+            let _ = self.commands.send(Command::Revoke);
+        }
+        revoked
     }
 }
 
@@ -191,6 +210,7 @@ impl Tunnel {
         };
         let (sender, commands) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared { limit: AtomicUsize::new(streams), ..Shared::default() });
+        let peer = Arc::from(certificate_ids(&established.peer).as_slice());
         let now = Instant::now();
         let tunnel = Self {
             wire: Wire::new(
@@ -210,7 +230,7 @@ impl Tunnel {
             closing: false,
             orphaned: false,
         };
-        (tunnel, Handle { commands: sender, shared })
+        (tunnel, Handle { commands: sender, shared, peer })
     }
 }
 

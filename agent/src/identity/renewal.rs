@@ -31,6 +31,7 @@ pub(super) struct Shared {
     pub(super) ttl: Duration,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) domains: Arc<ArcSwap<TrustDomains>>,
+    pub(super) template: Template,
 }
 
 /// What there is for one identity.
@@ -47,8 +48,8 @@ pub(super) async fn keep(shared: Arc<Shared>, identity: Arc<Identity>, slot: wat
     let mut trust = shared.authority.trust();
     let mut backoff = MIN_BACKOFF;
     loop {
-        let template = shared.template(trust.borrow_and_update().clone());
-        let next = match obtain(&shared, &identity, &template).await {
+        trust.mark_unchanged();
+        let next = match obtain(&shared, &identity).await {
             Ok(certificate) => {
                 tracing::info!(%identity, serial = %certificate.serial, "certificate obtained");
                 backoff = MIN_BACKOFF;
@@ -67,35 +68,25 @@ pub(super) async fn keep(shared: Arc<Shared>, identity: Arc<Identity>, slot: wat
                 next
             }
         };
-        // Serving goes on with the certificate there is; what changes meanwhile is whom it trusts.
+        // Serving goes on with the certificate there is, but no session of an earlier trust is resumed.
         while !sleep_until_wall(&*shared.clock, next, &mut trust).await {
-            let template = shared.template(trust.borrow_and_update().clone());
-            if !adopt(&slot, &template, shared.clock.now()) {
+            trust.mark_unchanged();
+            if !adopt(&slot, &shared.template, shared.clock.now()) {
                 break;
             }
         }
     }
 }
 
-impl Shared {
-    fn template(&self, trust: Arc<TrustBundle>) -> Template {
-        Template::new(trust, self.domains.clone(), self.clock.clone())
-    }
-}
-
 /// One attempt.
-async fn obtain(
-    shared: &Shared,
-    identity: &Arc<Identity>,
-    template: &Template,
-) -> Result<WorkloadCertificate, CaError> {
+async fn obtain(shared: &Shared, identity: &Arc<Identity>) -> Result<WorkloadCertificate, CaError> {
     let refused = |problem: String| CaError::Refused { identity: Identity::clone(identity), problem };
     let prepared = Prepared::new(identity).map_err(|e| refused(format!("no key pair: {e}")))?;
     let request = SigningRequest { csr: prepared.csr.clone(), identity: Identity::clone(identity), ttl: shared.ttl };
     let signed = tokio::time::timeout(ANSWER_DEADLINE, shared.authority.sign(request))
         .await
         .map_err(|_| CaError::Unavailable(format!("no answer within {} s", ANSWER_DEADLINE.as_secs())))??;
-    prepared.complete(identity.clone(), signed, template, shared.clock.now()).map_err(refused)
+    prepared.complete(identity.clone(), signed, &shared.template, shared.clock.now()).map_err(refused)
 }
 
 /// Half-way through the certificate's life, or a little earlier: the certificates of a node were all made at once, and

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use super::renewal::{self, Shared, Slot};
+use super::tls::Template;
 use super::{CertificateReport, Clock, SystemClock, TrustDomains, WorkloadCertificate};
 use crate::ca::{CaError, CertificateAuthority, TrustBundle};
 
@@ -98,12 +99,9 @@ impl CertificateHandle {
 impl CertificateStore {
     /// A store that has its certificates signed by `authority`. Renews them on the tokio runtime that this is called in.
     pub fn new(authority: Arc<dyn CertificateAuthority>, options: StoreOptions) -> Self {
-        let shared = Shared {
-            authority,
-            ttl: options.ttl,
-            clock: options.clock,
-            domains: Arc::new(ArcSwap::from_pointee(options.trust_domains)),
-        };
+        let domains = Arc::new(ArcSwap::from_pointee(options.trust_domains));
+        let template = Template::new(authority.trust(), domains.clone(), options.clock.clone());
+        let shared = Shared { authority, ttl: options.ttl, clock: options.clock, domains, template };
         Self(Arc::new(Inner { shared: Arc::new(shared), runtime: Handle::current(), kept: RwLock::default() }))
     }
 
@@ -143,8 +141,7 @@ impl CertificateStore {
         }
     }
 
-    /// The roots and revocations in force. When it changes, judge live connections again with
-    /// [`TrustBundle::is_revoked`].
+    /// The roots and revocations in force. When it changes, what is live is to be judged again.
     pub fn trust(&self) -> watch::Receiver<Arc<TrustBundle>> {
         self.0.shared.authority.trust()
     }

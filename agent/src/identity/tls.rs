@@ -16,6 +16,7 @@ use rustls::{
     SignatureScheme, version,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio::sync::watch;
 
 use super::peer::{PeerError, TrustDomains, peer_identities};
 use super::sessions::ClientSessions;
@@ -50,7 +51,8 @@ pub(crate) fn provider() -> &'static Arc<CryptoProvider> {
     &PROVIDER
 }
 
-/// What the configurations of all identities have in common under one trust bundle.
+/// What the configurations of all identities have in common. Whom they trust is looked up at each handshake: a root or
+/// a revocation counts from the moment that it is known, whenever the configurations are made anew.
 #[derive(Debug)]
 pub(super) struct Template {
     time: Arc<WallTime>,
@@ -58,12 +60,17 @@ pub(super) struct Template {
 }
 
 impl Template {
-    pub(super) fn new(trust: Arc<TrustBundle>, domains: Arc<ArcSwap<TrustDomains>>, clock: Arc<dyn Clock>) -> Self {
+    pub(super) fn new(
+        trust: watch::Receiver<Arc<TrustBundle>>,
+        domains: Arc<ArcSwap<TrustDomains>>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
         Self { time: Arc::new(WallTime(clock)), verifier: Arc::new(MeshVerifier { trust, domains }) }
     }
 
-    pub(super) fn trust(&self) -> &Arc<TrustBundle> {
-        &self.verifier.trust
+    /// The roots and revocations in force now.
+    pub(super) fn trust(&self) -> Arc<TrustBundle> {
+        self.verifier.trust.borrow().clone()
     }
 
     /// For accepting tunnels with `key`. Its tickets are sealed with a secret of its own: no other configuration, not
@@ -103,7 +110,7 @@ impl Template {
 /// Verifies peers by their chain and identity. Whether a server is the *expected* one is for the caller to say, since
 /// configurations are shared by connections to everywhere.
 struct MeshVerifier {
-    trust: Arc<TrustBundle>,
+    trust: watch::Receiver<Arc<TrustBundle>>,
     domains: Arc<ArcSwap<TrustDomains>>,
 }
 
@@ -115,7 +122,9 @@ impl MeshVerifier {
         usage: Usage,
         now: UnixTime,
     ) -> Result<(), rustls::Error> {
-        self.trust
+        // Out of the channel first: signatures take long enough for a writer to mind.
+        let trust = self.trust.borrow().clone();
+        trust
             .verify(leaf, intermediates, usage, now, &provider().signature_verification_algorithms)
             .map_err(|error| rustls::Error::InvalidCertificate(certificate_error(error)))
     }

@@ -8,7 +8,7 @@ use culvert_core::mesh::Snapshot;
 
 use super::live::LiveReport;
 use super::pod::{PodProxy, Shared};
-use super::recheck::{recheck, revoke};
+use super::recheck::recheck;
 use crate::ca::TrustBundle;
 use crate::enrolment::{ProxyControl, ProxyPod};
 
@@ -31,9 +31,9 @@ impl Proxies {
         self.all().iter().map(|pod| recheck(snapshot, pod.workload(), pod.connections())).sum()
     }
 
-    /// Ends the connections of peers whose certificates are revoked; returns how many.
+    /// Ends the tunnels to and from peers whose certificates are revoked; returns how many.
     pub fn revoke(&self, trust: &TrustBundle) -> usize {
-        self.all().iter().map(|pod| revoke(trust, pod.connections())).sum()
+        self.all().iter().map(|pod| pod.revoke(trust)).sum()
     }
 
     /// Every live connection, for `/connections`.

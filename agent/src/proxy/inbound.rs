@@ -145,9 +145,8 @@ impl Judge {
                     principal: Some(self.peer.identity.clone()),
                     source_ip: self.remote.ip(),
                     destination,
-                    certificate: self.peer.certificate.clone(),
                 };
-                let flow = pod.admit(admission, Direction::Inbound, record);
+                let flow = pod.admit(&snapshot, admission, Direction::Inbound, record);
                 let baggage = pod.baggage(&workload);
                 let headers = if baggage.is_empty() {
                     SmallVec::new()

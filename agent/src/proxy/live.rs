@@ -10,7 +10,6 @@ use culvert_core::address::OriginalDst;
 use culvert_core::identity::Identity;
 use serde::Serialize;
 
-use crate::ca::CertificateId;
 use crate::telemetry::{ConnectionRecord, Direction, Outcome, ResponseFlags, SocketGuard};
 
 /// Why a connection is ended from outside.
@@ -21,8 +20,6 @@ pub enum EndReason {
     PolicyChanged = 1,
     /// The pod has left the mesh, or the agent stops, and the time to finish is over.
     Drained = 2,
-    /// The peer's certificate was revoked.
-    Revoked = 3,
 }
 
 impl EndReason {
@@ -30,10 +27,6 @@ impl EndReason {
         match self {
             Self::PolicyChanged => Outcome::failed(ResponseFlags::Denied, "connection closed due to policy change"),
             Self::Drained => Outcome::error("connection closed because the pod or its proxy is going away"),
-            Self::Revoked => Outcome::failed(
-                ResponseFlags::CertificateRevoked,
-                "connection closed: the peer's certificate was revoked",
-            ),
         }
     }
 }
@@ -49,8 +42,6 @@ pub enum Admission {
         source_ip: IpAddr,
         /// The pod's address and port.
         destination: SocketAddr,
-        /// The certificates that proved it, in case one is revoked.
-        certificate: Arc<[CertificateId]>,
     },
     /// Out of the pod.
     Outbound {
@@ -209,6 +200,18 @@ pub struct Flow {
 }
 
 impl Flow {
+    /// What the connection was allowed by; `None` once it is over.
+    pub fn admission(&self) -> Option<&Admission> {
+        self.live.as_ref().map(|live| live.admission())
+    }
+
+    /// Asks whoever serves the connection to end it.
+    pub fn end(&self, reason: EndReason) {
+        if let Some(live) = &self.live {
+            live.end(reason);
+        }
+    }
+
     /// Counts bytes from the client to the server.
     pub fn request_bytes(&self, n: usize) {
         if let Some(record) = self.live.as_ref().and_then(|live| live.record.as_ref()) {
@@ -235,7 +238,6 @@ impl Flow {
         match self.live.as_ref()?.end.reason.load(Ordering::Acquire) {
             1 => Some(EndReason::PolicyChanged),
             2 => Some(EndReason::Drained),
-            3 => Some(EndReason::Revoked),
             _ => None,
         }
     }

@@ -9,6 +9,7 @@ use culvert_core::address::OriginalDst;
 use culvert_core::hbone::h2::Request;
 use culvert_core::hbone::{Authority, Forwarded};
 use culvert_core::identity::Identity;
+use culvert_core::mesh::Snapshot;
 use culvert_core::route::outbound::{Outbound, Upstream, outbound};
 use culvert_core::workload::Workload;
 use rand::rngs::SmallRng;
@@ -78,23 +79,23 @@ pub(super) fn serve(pod: &Arc<Pod>, incoming: Incoming) {
             info.destination_identity = expected.first().cloned();
             info.security = SecurityPolicy::MutualTls;
             let request = connect_request(pod, &source, &authority, incoming.remote, host.as_deref());
-            let flow = admit(pod, destination, info);
+            let flow = admit(pod, &snapshot, destination, info);
             tunnel(pod, peer, expected, Open { app: incoming.socket, request, flow, attempts: 0 }, incoming.remote);
         }
         Upstream::Tcp { peer } => {
             info.destination_addr = peer;
-            let flow = admit(pod, destination, info);
+            let flow = admit(pod, &snapshot, destination, info);
             pass_through(pod, incoming, To::Addr(peer), flow);
         }
         Upstream::Resolve { hostname, port } => {
-            let flow = admit(pod, destination, info);
+            let flow = admit(pod, &snapshot, destination, info);
             pass_through(pod, incoming, To::Name(hostname, port), flow);
         }
     }
 }
 
-fn admit(pod: &Pod, destination: OriginalDst, info: ConnectionInfo) -> Flow {
-    pod.admit(Admission::Outbound { destination }, Direction::Outbound, pod.shared.telemetry.connection(info))
+fn admit(pod: &Pod, seen: &Arc<Snapshot>, destination: OriginalDst, info: ConnectionInfo) -> Flow {
+    pod.admit(seen, Admission::Outbound { destination }, Direction::Outbound, pod.shared.telemetry.connection(info))
 }
 
 fn target(authority: &Authority) -> HboneTarget {

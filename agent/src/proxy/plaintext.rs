@@ -47,13 +47,9 @@ pub(super) fn serve(pod: &Arc<Pod>, incoming: Incoming) {
         record.close(Outcome::failed(ResponseFlags::ConnectFailure, "the pod has too many connections"));
         return;
     }
-    let admission = Admission::Inbound {
-        principal: None,
-        source_ip: incoming.remote.ip(),
-        destination: incoming.local,
-        certificate: [].into(),
-    };
-    let flow = pod.admit(admission, Direction::Inbound, record);
+    let admission =
+        Admission::Inbound { principal: None, source_ip: incoming.remote.ip(), destination: incoming.local };
+    let flow = pod.admit(&snapshot, admission, Direction::Inbound, record);
     let this = pod.clone();
     pod.shared.workers.get(pod.home).spawn(async move {
         let dialled = async {

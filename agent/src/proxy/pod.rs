@@ -16,7 +16,9 @@ use tokio::sync::watch;
 use super::accept::{Incoming, accept};
 use super::limits::{Gate, MAX_CONNECTIONS};
 use super::live::{Admission, Connections, EndReason, Flow};
+use super::recheck::is_allowed;
 use super::{inbound, outbound, plaintext};
+use crate::ca::TrustBundle;
 use crate::dns::PodDns;
 use crate::enrolment::ProxyPod;
 use crate::hbone::client::Pool;
@@ -71,13 +73,7 @@ impl PodProxy {
         let ProxyPod { workload, identity, netns, listeners, .. } = pod;
         let home = shared.workers.assign();
         let certificate = shared.certificates.handle(&identity);
-        let pool = Pool::new(
-            netns.clone(),
-            certificate.clone(),
-            shared.certificates.clock().clone(),
-            shared.workers.clone(),
-            home,
-        );
+        let pool = Pool::new(netns.clone(), &shared.certificates, &identity, shared.workers.clone(), home);
         let pod = Arc::new(Pod {
             shared,
             workload,
@@ -117,6 +113,12 @@ impl PodProxy {
     /// The workload.
     pub fn workload(&self) -> &WorkloadUid {
         &self.pod.workload
+    }
+
+    /// Ends the tunnels to and from peers whose certificates are revoked; returns how many.
+    pub(super) fn revoke(&self, trust: &TrustBundle) -> usize {
+        let served = self.pod.served.lock().unwrap_or_else(PoisonError::into_inner);
+        served.iter().filter(|(_, tunnel)| tunnel.revoke(trust)).count() + self.pod.pool.revoke(trust)
     }
 
     /// Accepts nothing more, says GOAWAY to every peer, and waits until what is open has finished, `deadline` at the
@@ -159,9 +161,24 @@ impl Pod {
         decision
     }
 
-    /// Counts a connection as open and puts it on the list of live ones.
-    pub(super) fn admit(&self, admission: Admission, direction: Direction, record: ConnectionRecord) -> Flow {
-        self.connections.admit(admission, record, self.shared.telemetry.socket(direction))
+    /// Counts a connection that `seen` allows as open and puts it on the list of live ones.
+    pub(super) fn admit(
+        &self,
+        seen: &Arc<Snapshot>,
+        admission: Admission,
+        direction: Direction,
+        record: ConnectionRecord,
+    ) -> Flow {
+        let flow = self.connections.admit(admission, record, self.shared.telemetry.socket(direction));
+        // A change between the decision and the listing has not found the connection on the list.
+        let newest = self.shared.mesh.load();
+        if !Arc::ptr_eq(&newest, seen)
+            && let Some(workload) = newest.workload(&self.workload)
+            && !flow.admission().is_some_and(|admission| is_allowed(&newest, workload, admission))
+        {
+            flow.end(EndReason::PolicyChanged);
+        }
+        flow
     }
 
     /// Whether the pod has as many live connections as it may.
@@ -182,7 +199,9 @@ impl Pod {
 
     /// Notes a tunnel that a peer opened, until the guard goes.
     pub(super) fn serving(self: &Arc<Self>, tunnel: Handle) -> Serving {
-        let key = self.served.lock().unwrap_or_else(PoisonError::into_inner).insert(tunnel);
+        let key = self.served.lock().unwrap_or_else(PoisonError::into_inner).insert(tunnel.clone());
+        // A revocation between the handshake and the listing has not found the tunnel on the list.
+        tunnel.revoke(&self.shared.certificates.trust().borrow());
         Serving { pod: self.clone(), key }
     }
 

@@ -7,9 +7,7 @@ use culvert_core::policy::{Call, authorize};
 use culvert_core::route::outbound::outbound;
 use culvert_core::workload::{Workload, WorkloadUid};
 
-use crate::ca::TrustBundle;
-
-use super::live::{Admission, Connections, EndReason, Live};
+use super::live::{Admission, Connections, EndReason};
 
 /// Ends every connection of `workload` that the snapshot does not allow any more; returns how many.
 ///
@@ -18,7 +16,7 @@ pub fn recheck(snapshot: &Snapshot, workload: &WorkloadUid, connections: &Connec
     let Some(workload) = snapshot.workload(workload) else { return 0 };
     let mut ended = 0;
     for live in connections.list() {
-        if !still_allowed(snapshot, workload, &live) {
+        if !is_allowed(snapshot, workload, live.admission()) {
             live.end(EndReason::PolicyChanged);
             ended += 1;
         }
@@ -26,22 +24,9 @@ pub fn recheck(snapshot: &Snapshot, workload: &WorkloadUid, connections: &Connec
     ended
 }
 
-/// Ends every connection whose peer's certificate is revoked; returns how many.
-pub fn revoke(trust: &TrustBundle, connections: &Connections) -> usize {
-    let mut ended = 0;
-    for live in connections.list() {
-        if let Admission::Inbound { certificate, .. } = live.admission()
-            && trust.is_revoked(certificate)
-        {
-            live.end(EndReason::Revoked);
-            ended += 1;
-        }
-    }
-    ended
-}
-
-fn still_allowed(snapshot: &Snapshot, workload: &Workload, live: &Live) -> bool {
-    match live.admission() {
+/// Whether `snapshot` allows `workload` a connection that was admitted on these grounds.
+pub fn is_allowed(snapshot: &Snapshot, workload: &Workload, admission: &Admission) -> bool {
+    match admission {
         Admission::Inbound { principal, source_ip, destination, .. } => {
             let destination: SocketAddr = *destination;
             let call = Call { principal: principal.as_deref(), source_ip: *source_ip, destination };

@@ -2,9 +2,15 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use rustls_pki_types::CertificateRevocationListDer;
+use rustls_pki_types::pem::PemObject;
+
 use super::vanished::{PATIENCE, converse, serve_freezable, time_to_reset};
 use super::*;
+use crate::ca::TrustBundle;
+use crate::ca::testing::{Root, ScriptedCa};
 use crate::hbone::client::{Key, Pool};
+use crate::identity::SystemClock;
 use crate::redirect::PodNetns;
 use crate::workers::Workers;
 
@@ -16,26 +22,36 @@ struct Scene {
     echo: SocketAddr,
     /// How many of the server's tunnels, the first ones, are frozen.
     frozen: Arc<AtomicUsize>,
+    root: Root,
+    ca: Arc<ScriptedCa>,
+    /// The server's, and the pool's own.
+    certificate: Arc<WorkloadCertificate>,
     /// Renews the pool's certificate for as long as it lives.
     _store: CertificateStore,
 }
 
 impl Scene {
     async fn new() -> Self {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let directory = std::env::temp_dir().join(format!("culvert-pool-test-{}-{number}", std::process::id()));
-        std::fs::create_dir_all(&directory).unwrap();
-        let store = CertificateStore::new(DirectoryCa::open(&directory).unwrap(), StoreOptions::default());
+        let root = Root::new("root");
+        let ca = ScriptedCa::new(&root, Arc::new(SystemClock));
+        let store = CertificateStore::new(ca.clone(), StoreOptions::default());
         let identity = Identity::new("cluster.local", "shop", "cart");
         let certificate = store.fetch(&identity).await.unwrap();
-        std::fs::remove_dir_all(&directory).unwrap();
         let (here, frozen) = (Account::new(), Arc::new(AtomicUsize::new(0)));
         let server = serve_freezable(&certificate, Account::new(), frozen.clone()).await;
         let netns = Arc::new(PodNetns::current());
-        let pool = Pool::new(netns, store.handle(&identity), store.clock().clone(), Workers::here(), 0);
+        let pool = Pool::new(netns, &store, &identity, Workers::here(), 0);
         let key = Key { peer: server, expected: SmallVec::from_iter([Arc::new(identity)]), source: server.ip() };
-        Self { pool, key, here, echo: echo_server().await, frozen, _store: store }
+        Self { pool, key, here, echo: echo_server().await, frozen, root, ca, certificate, _store: store }
+    }
+
+    /// A bundle that revokes the server's certificate.
+    fn revocation(&self) -> Arc<TrustBundle> {
+        let hex = self.certificate.serial.as_bytes().chunks(2);
+        let serial: Vec<u8> = hex.map(|hex| u8::from_str_radix(str::from_utf8(hex).unwrap(), 16).unwrap()).collect();
+        let list = self.root.revoke(&serial);
+        let list = CertificateRevocationListDer::from_pem_slice(list.as_bytes()).unwrap();
+        Arc::new(TrustBundle::new(vec![self.root.der.clone()], &[list]).unwrap())
     }
 
     /// An application's connection, on its way through the pool.
@@ -81,6 +97,26 @@ fn who_is_not_expected_gets_no_tunnel_and_the_application_a_reset() {
         let mut app = scene.dial(&key).await;
         assert_eq!(app.read(&mut [0; 8]).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
         assert!(scene.pool.is_empty() && scene.here.connections.is_empty());
+    });
+}
+
+#[test]
+fn a_tunnel_to_a_server_whose_certificate_is_revoked_ends_with_what_it_carries() {
+    run(async {
+        let scene = Scene::new().await;
+        let mut app = scene.dial(&scene.key).await;
+        converse(&mut app).await;
+        assert_eq!(scene.pool.revoke(&scene.ca.trust.borrow()), 0);
+        let revocation = scene.revocation();
+        scene.ca.trust.send_replace(revocation.clone());
+        assert_eq!(scene.pool.revoke(&revocation), 1);
+        assert_eq!(app.read(&mut [0; 8]).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+        // Nor is there another.
+        let mut again = scene.dial(&scene.key).await;
+        assert_eq!(again.read(&mut [0; 8]).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+        while !scene.pool.is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     });
 }
 

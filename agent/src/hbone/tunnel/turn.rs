@@ -35,7 +35,7 @@ impl Tunnel {
     }
 
     fn turn(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Result<Turn, TunnelError> {
-        let commanded = self.take_commands(cx);
+        let commanded = self.take_commands(cx)?;
         let received = self.receive(cx, &mut scratch.incoming)?;
         let sent = self.send(cx, &mut scratch.outgoing)?;
         let ticked = self.tick(cx)?;
@@ -58,7 +58,7 @@ impl Tunnel {
         Ok(if commanded || received || sent || ticked { Turn::Progress } else { Turn::Waiting })
     }
 
-    fn take_commands(&mut self, cx: &mut Context<'_>) -> bool {
+    fn take_commands(&mut self, cx: &mut Context<'_>) -> Result<bool, TunnelError> {
         let mut progress = false;
         while !self.orphaned
             && let Poll::Ready(command) = self.commands.poll_recv(cx)
@@ -67,6 +67,7 @@ impl Tunnel {
             match command {
                 Some(Command::Open(open)) => self.mux.open(open),
                 Some(Command::Drain) => self.mux.h2.go_away(ErrorCode::NO_ERROR),
+                Some(Command::Revoke) => return Err(TunnelError::Revoked),
                 None => {
                     // Nobody can use it any more.
                     self.orphaned = true;
@@ -74,7 +75,7 @@ impl Tunnel {
                 }
             }
         }
-        progress
+        Ok(progress)
     }
 
     fn receive(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Result<bool, TunnelError> {
@@ -156,6 +157,8 @@ impl Tunnel {
     /// The tunnel cannot go on: tells the peer why as far as the socket takes it, and resets what was carried.
     fn give_up(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch, error: &TunnelError) {
         self.shared.draining.store(true, Ordering::Relaxed);
+        // Without effect if HTTP/2 has said why already.
+        self.mux.h2.go_away(ErrorCode::NO_ERROR);
         if !self.wire.is_blocked() {
             let mut out = Outgoing::new(&mut scratch.outgoing, &mut self.wire.sealer);
             if self.mux.control(&mut out).is_ok()
@@ -167,8 +170,10 @@ impl Tunnel {
         }
         self.mux.fail_all(&error.to_string(), flags_of(error));
         self.commands.close();
-        while let Ok(Command::Open(open)) = self.commands.try_recv() {
-            self.mux.open(open);
+        while let Ok(command) = self.commands.try_recv() {
+            if let Command::Open(open) = command {
+                self.mux.open(open);
+            }
         }
     }
 }

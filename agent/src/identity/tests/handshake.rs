@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use culvert_core::identity::Identity;
 use rcgen::ExtendedKeyUsagePurpose::{ClientAuth, ServerAuth};
+use rustls::client::Resumption;
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, HandshakeKind, ServerConfig};
 use rustls_pki_types::pem::PemObject;
@@ -57,7 +58,7 @@ impl Mesh {
 
     fn template(&self) -> Template {
         let domains = Arc::new(arc_swap::ArcSwap::from_pointee(TrustDomains::default()));
-        Template::new(self.store.trust().borrow().clone(), domains, self.ca.clock.clone())
+        Template::new(self.store.trust(), domains, self.ca.clock.clone())
     }
 }
 
@@ -298,6 +299,10 @@ async fn a_revoked_client_is_refused_also_with_a_ticket() {
     mesh.ca.trust.send_replace(Arc::new(bundle));
     trust.changed().await.unwrap();
     assert!(trust.borrow().is_revoked(&ids), "the live connection is found");
+    let mut without_ticket = ClientConfig::clone(&a.client);
+    without_ticket.resumption = Resumption::disabled();
+    let error = connect(&Arc::new(without_ticket), &b.server).await.unwrap_err();
+    assert_eq!(told(&error), "the peer's certificate is revoked", "before any configuration is made anew");
     tokio::time::sleep(Duration::from_millis(1)).await;
     let b = mesh.certificate("b").await;
     let error = connect(&a.client, &b.server).await.unwrap_err();
