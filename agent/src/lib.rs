@@ -24,6 +24,7 @@ pub mod config;
 pub mod controller;
 pub mod dns;
 pub mod enrolment;
+mod files;
 pub mod hbone;
 pub mod identity;
 pub mod node;

@@ -142,6 +142,29 @@ fn bad_configuration(line: &str) -> ExitCode {
 }
 
 fn failed(error: &anyhow::Error) -> ExitCode {
-    eprintln!("culvert: {error:#}");
+    eprintln!("culvert: {}", told_once(error));
     ExitCode::FAILURE
+}
+
+/// An error and its causes as one line. Those that are there already, since messages may hold their cause, are left out.
+fn told_once(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |line, cause| match line.is_empty() {
+        true => cause,
+        false if line.contains(&cause) => line,
+        false => format!("{line}: {cause}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context as _;
+
+    use super::*;
+
+    #[test]
+    fn no_cause_is_told_twice() {
+        let cause = std::io::Error::other("disk full");
+        let error = Err::<(), _>(cause).context("--ca-dir: /ca: disk full; free some").context("identity").unwrap_err();
+        assert_eq!(told_once(&error), "identity: --ca-dir: /ca: disk full; free some");
+    }
 }

@@ -27,6 +27,8 @@ use crate::telemetry::{AccessLog, Kind, Sample, Telemetry};
 use crate::workers::Workers;
 
 /// The file of the state directory that holds the objects which were read last.
+/// Where the last good contents of files are kept, in the state directory.
+const LAST_GOOD: &str = "files";
 const OBJECTS: &str = "objects";
 /// How long an agent that ends waits for them to be written.
 const SAVE_WITHIN: std::time::Duration = std::time::Duration::from_secs(2);
@@ -64,7 +66,9 @@ impl Node {
         };
         let source = match (&cluster, &config.config_dir) {
             (Some(cluster), _) => Source::Kube(Kube::open(cluster, Some(config.state_dir.join(OBJECTS)))),
-            (None, Some(directory)) => Source::Directory(Directory::open(directory).context("--config-dir")?),
+            (None, Some(directory)) => {
+                Source::Directory(Directory::open(directory, config.state_dir.join(LAST_GOOD)).context("--config-dir")?)
+            }
             (None, None) => anyhow::bail!("--config-dir: not given"),
         };
         let access_log = if config.access_log { AccessLog::stdout(config.log_format) } else { AccessLog::off() };
@@ -281,6 +285,9 @@ async fn follow_objects(
             update = source.next() => {
                 let Some(update) = update else { return };
                 settled = update.settled;
+                if settled {
+                    state.set_incomplete(update.incomplete);
+                }
                 update.changes
             }
             Some(told) = told.recv() => match told {

@@ -8,6 +8,7 @@
 
 mod any;
 pub mod kube;
+mod last_good;
 mod scan;
 #[cfg(test)]
 mod tests;
@@ -17,12 +18,12 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use culvert_api::Object;
 use culvert_api::yaml::{Gravity, Mistake};
 use culvert_core::mesh::Change;
 use serde::Serialize;
 use tokio::sync::{mpsc, watch as state};
 
+use self::last_good::LastGood;
 pub use any::{Source, View};
 pub use scan::Scanner;
 
@@ -38,6 +39,8 @@ pub struct Update {
     pub changes: Vec<Change>,
     /// Whether the objects are complete with this piece, and so what they say may be acted on.
     pub settled: bool,
+    /// Why objects may be missing even so, if any are.
+    pub incomplete: Option<Arc<str>>,
 }
 
 /// A directory whose `*.yaml` and `*.yml` files hold objects, watched for changes.
@@ -86,6 +89,8 @@ pub struct FileStatus {
     pub objects: usize,
     /// Whether those are from before it was broken.
     pub stale: bool,
+    /// Whether it was broken when the agent started, and nothing is known of what it held before.
+    pub unknown: bool,
     /// What is wrong with it.
     pub mistakes: Vec<Mistake>,
 }
@@ -113,6 +118,13 @@ impl Status {
         self.problem.is_none() && !self.files.iter().any(is_broken)
     }
 
+    /// Why objects may be missing that never were read, if any are.
+    pub fn incomplete(&self) -> Option<Arc<str>> {
+        let file = self.files.iter().find(|file| file.unknown)?;
+        let mistake = file.mistakes.iter().find(|mistake| mistake.gravity == Gravity::Broken)?;
+        Some(format!("{}:{mistake}", file.path).into())
+    }
+
     /// Everything that is wrong with files.
     pub fn errors(&self) -> impl Iterator<Item = FileError> + '_ {
         self.files.iter().flat_map(|file| {
@@ -123,15 +135,16 @@ impl Status {
 }
 
 impl Directory {
-    /// Starts to read and watch `path`. Files within may be broken; the directory has to be there.
+    /// Starts to read and watch `path`. Files within may be broken; the directory has to be there. What each held when
+    /// it was last in order is kept in `last_good`, for the next start.
     ///
     /// # Errors
     /// When it cannot be read, or no thread can be started.
-    pub fn open(path: &Path) -> Result<Self, SourceError> {
+    pub fn open(path: &Path, last_good: PathBuf) -> Result<Self, SourceError> {
         std::fs::read_dir(path).map_err(|error| SourceError::Unreadable { path: path.to_owned(), error })?;
         let (updates_to, updates) = mpsc::channel(PIECES);
         let (status_to, status) = state::channel(Arc::default());
-        watch::spawn(path.to_owned(), updates_to, status_to)
+        watch::spawn(path.to_owned(), LastGood::new(last_good), updates_to, status_to)
             .map_err(|error| SourceError::Thread { path: path.to_owned(), error })?;
         Ok(Self { updates, status })
     }
@@ -146,20 +159,4 @@ impl Directory {
     pub fn status(&self) -> state::Receiver<Arc<Status>> {
         self.status.clone()
     }
-}
-
-/// Reads the objects of a directory once. What is wrong with single files is said beside what the others hold.
-///
-/// # Errors
-/// When the directory cannot be read.
-pub fn load_directory(path: &Path) -> Result<(Vec<Object>, Vec<FileError>), SourceError> {
-    std::fs::read_dir(path).map_err(|error| SourceError::Unreadable { path: path.to_owned(), error })?;
-    let mut scanner = Scanner::new(path.to_owned());
-    let mut objects = Vec::new();
-    scanner.scan(|change| {
-        if let Change::Upsert(object) = change {
-            objects.push(object);
-        }
-    });
-    Ok((objects, scanner.status().errors().collect()))
 }

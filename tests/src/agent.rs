@@ -86,6 +86,8 @@ impl Agent {
         };
         command.arg("--ca-dir").arg(&config.ca);
         command.arg("--cgroup").arg(node.kubepods()).arg("--pin-dir").arg(&pins);
+        // Each its own, as each node has its own.
+        command.env("CULVERT_STATE_DIR", topology.scope().directory().join(format!("{}.state", node.name())));
         command.args(&config.arguments).envs(config.environment.iter().cloned());
         let name = format!("culvert node {}", node.name());
         let log_file = config.log_directory.as_ref().map(|directory| directory.join(format!("{}.log", node.name())));

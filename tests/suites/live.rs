@@ -23,6 +23,8 @@ const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 const PEER: &str = "spiffe://cluster.local/ns/shop/sa/peer";
 /// How soon a change of the files is to be felt.
 const SECOND: Duration = Duration::from_secs(1);
+/// A file that is none.
+const BROKEN: &str = "apiVersion: security.istio.io/v1\nkind: [\n";
 
 /// `app`, its clients `client` and `other`, all served by our agent, and `peer`, which is not.
 struct Scene {
@@ -186,11 +188,24 @@ fn a_stopped_agent_says_goaway_and_ends_once_its_connections_have() {
 }
 
 #[test]
-fn a_file_that_is_broken_at_the_start_is_named_with_its_line_and_taken_as_far_as_it_goes() {
-    let broken = "apiVersion: security.istio.io/v1\nkind: [\n".to_owned();
-    let scene = Scene::with(&[broken, Scene::deny("client")]);
+fn while_a_file_was_never_in_order_nothing_is_allowed_and_it_is_named_with_its_line() {
+    let scene = Scene::with(&[BROKEN.to_owned()]);
     scene.says("policies.yaml:2:7: unclosed bracket '['");
+    assert!(!scene.can_connect("client") && !scene.can_connect("other"));
+    scene.says("connections to the node's pods are refused: policies may be missing");
+    scene.mesh.directory.write("policies", &[Scene::deny("client")]).unwrap();
+    eventually(SECOND, "the file to be read again", || scene.can_connect("other").then_some(())).unwrap();
+    assert!(!scene.can_connect("client"));
+}
+
+#[test]
+fn a_file_that_breaks_while_no_agent_runs_keeps_its_policies_in_force() {
+    let mut scene = Scene::with(&[Scene::deny("client")]);
     assert!(!scene.can_connect("client") && scene.can_connect("other"));
+    scene.mesh.directory.write("policies", &[BROKEN.to_owned()]).unwrap();
+    scene.mesh.restart_agent().unwrap();
+    assert!(!scene.can_connect("client") && scene.can_connect("other"));
+    scene.says("policies.yaml: broken: the 1 objects that it held stay as they were");
     scene.mesh.directory.write("policies", &[]).unwrap();
     eventually(SECOND, "the file to be read again", || scene.can_connect("client").then_some(())).unwrap();
 }

@@ -137,6 +137,11 @@ impl Mesh {
         self.snapshot()
     }
 
+    /// Says that objects may be missing, and why, or that none are: with the next [`Self::publish`], as what was staged.
+    pub fn set_incomplete(&mut self, why: Option<Arc<str>>) {
+        self.current.incomplete = why;
+    }
+
     /// The mesh as it was published last.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.published.clone()

@@ -163,11 +163,16 @@ pub struct Decision {
 }
 
 /// Decides `call` to `workload` by everything in `snapshot` that applies to it.
+///
+/// Where objects may be missing nothing is allowed: one of them may deny it.
 pub fn authorize(snapshot: &Snapshot, workload: &Workload, call: &Call<'_>) -> Decision {
+    if let Some(why) = snapshot.incomplete() {
+        return Decision { allowed: false, reason: Reason::Incomplete(why.clone()), dry_run: SmallVec::new() };
+    }
     decide(settings(snapshot), &snapshot.peer_authentication_for(workload), &snapshot.policies_for(workload), call)
 }
 
-/// Decides as [`authorize`] would if the dry-run policy `trial` were enforced too.
+/// Decides as [`authorize`] would if nothing were missing and the dry-run policy `trial` were enforced too.
 pub fn authorize_with(snapshot: &Snapshot, workload: &Workload, call: &Call<'_>, trial: &DryRun) -> Decision {
     let enforced = AuthorizationPolicy { dry_run: false, ..AuthorizationPolicy::clone(&trial.policy) };
     let mut policies: Vec<_> = snapshot.policies_for(workload).into_iter().collect();

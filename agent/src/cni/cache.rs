@@ -8,7 +8,8 @@ use culvert_core::enrolment::EnrolmentRules;
 use culvert_core::mesh::Snapshot;
 use tokio::sync::watch;
 
-use super::state::{MeshCache, make_private_directory};
+use super::state::MeshCache;
+use crate::files::make_private_directory;
 
 /// How often at the most it is written.
 const PAUSE: Duration = Duration::from_secs(1);

@@ -10,8 +10,8 @@ use culvert_api::k8s_openapi::api::core::v1::ServiceAccount;
 use kube::Api;
 use kube::api::PostParams;
 
-use super::state::{make_private_directory, write_atomically};
 use crate::cluster::{Cluster, explain};
+use crate::files::{make_private_directory, write_atomically};
 
 /// The file, in the state directory: the plugin, which runs on the node itself, finds it at the same path as the agent.
 pub(super) const KUBECONFIG: &str = "cni.kubeconfig";

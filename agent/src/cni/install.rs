@@ -13,7 +13,8 @@ use culvert_core::cni::{PLUGIN_TYPE, check, is_configuration, merge, unmerge};
 
 use super::Paths;
 use super::credentials::KUBECONFIG;
-use super::state::{MESH_CACHE, copy_atomically, is_same, read_bounded, remove_file, write_atomically};
+use super::state::MESH_CACHE;
+use crate::files::{is_same, read_bounded, remove_file, write_atomically};
 
 /// What the name of a configuration gets that was replaced by a list: no runtime reads it then.
 const SAVED: &str = ".culvert-saved";
@@ -70,7 +71,7 @@ pub fn install_binary(paths: &Paths, seen: &mut Option<Seen>) -> Result<bool, In
     let is_there = is_same(Path::new(OWN), &target).unwrap_or(false);
     if !is_there {
         fs::create_dir_all(&paths.cni_bin_dir).map_err(failed)?;
-        fs::File::open(OWN).and_then(|own| copy_atomically(&target, own, 0o755)).map_err(failed)?;
+        fs::File::open(OWN).and_then(|own| write_atomically(&target, own, 0o755)).map_err(failed)?;
     }
     *seen = look();
     Ok(!is_there)
@@ -196,8 +197,8 @@ fn mode(path: &Path) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::state::tests::directory;
     use super::*;
+    use crate::files::tests::directory;
 
     const ENTRY: &str = r#"{"type":"culvert-cni"}"#;
     const LIST: &str = "{\n  \"name\": \"k\",\n  \"plugins\": [\n    {\"type\": \"bridge\"}\n  ]\n}\n";

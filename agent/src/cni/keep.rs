@@ -96,8 +96,8 @@ fn watch_directories(paths: &Paths, changed: &Arc<Notify>) -> Option<notify::Rec
 mod tests {
     use std::fs;
 
-    use super::super::state::tests::directory;
     use super::*;
+    use crate::files::tests::directory;
 
     const ENTRY: &str = r#"{"type":"culvert-cni"}"#;
     const LIST: &str = r#"{"name":"k","plugins":[{"type":"bridge"}]}"#;

@@ -154,8 +154,8 @@ fn ask(conf: &NetConf, command: Command, timeout: Duration) -> Result<Answer, St
 
 #[cfg(test)]
 mod tests {
-    use super::super::state::tests::directory;
     use super::*;
+    use crate::files::tests::directory;
     use std::os::unix::net::UnixListener;
     use std::path::{Path, PathBuf};
 

@@ -11,7 +11,7 @@ use culvert_core::workload::NamespacedName;
 
 use super::netconf::is_container_id;
 use super::protocol::Attachment;
-use super::state::{make_private_directory, read_bounded, remove_file, write_atomically};
+use crate::files::{make_private_directory, read_bounded, remove_file, write_atomically};
 
 /// The directory, in the state directory.
 pub(super) const DIRECTORY: &str = "sandboxes";
@@ -31,7 +31,7 @@ impl Records {
 
     pub(super) fn write(&self, attachment: &Attachment) -> io::Result<()> {
         make_private_directory(&self.0)?;
-        write_atomically(&self.path(&attachment.container_id), &serde_json::to_vec(attachment)?, 0o600)
+        write_atomically(&self.path(&attachment.container_id), &*serde_json::to_vec(attachment)?, 0o600)
     }
 
     /// Strikes out a sandbox; unknown ones are fine.
@@ -92,8 +92,8 @@ pub(super) fn sandbox(attachment: &Attachment) -> Sandbox {
 
 #[cfg(test)]
 mod tests {
-    use super::super::state::tests::directory;
     use super::*;
+    use crate::files::tests::directory;
 
     fn attachment(id: &str, netns: &str) -> Attachment {
         Attachment {

@@ -107,7 +107,7 @@ impl Server {
         // Bound beside it and moved there: nobody but root may connect at any moment, and there is none at which nobody
         // listens while one agent takes over from another.
         let hidden = path.with_extension(format!("{}.part", std::process::id()));
-        super::state::remove_file(&hidden)?;
+        crate::files::remove_file(&hidden)?;
         let listener = UnixListener::bind(&hidden)?;
         fs::set_permissions(&hidden, fs::Permissions::from_mode(0o600))?;
         fs::rename(&hidden, path)?;

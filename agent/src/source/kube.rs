@@ -306,7 +306,7 @@ impl Assembly {
     }
 
     async fn send(&self, changes: Vec<Change>, settled: bool) -> Result<(), Ended> {
-        self.updates.send(Update { changes, settled }).await.map_err(|_| Ended)
+        self.updates.send(Update { changes, settled, incomplete: None }).await.map_err(|_| Ended)
     }
 }
 

@@ -12,7 +12,7 @@ use culvert_api::ObjectRef;
 use culvert_api::yaml::{self, Gravity, Mistake, Place};
 use culvert_core::mesh::Change;
 
-use super::{FileStatus, Status};
+use super::{FileStatus, LastGood, Status};
 
 /// How many levels of directories are read.
 const MAX_DEPTH: usize = 8;
@@ -32,6 +32,8 @@ pub struct Scanner {
     problem: Option<String>,
     files: BTreeMap<Arc<Path>, FileState>,
     unsettled: bool,
+    last_good: Option<LastGood>,
+    has_looked: bool,
 }
 
 #[derive(Debug, Default)]
@@ -42,6 +44,7 @@ struct FileState {
     /// Objects that another file holds already.
     duplicates: Vec<Mistake>,
     stale: bool,
+    unknown: bool,
     put_off: u32,
 }
 
@@ -90,7 +93,12 @@ impl Stamp {
 impl Scanner {
     /// A scanner that has not looked yet.
     pub fn new(directory: PathBuf) -> Self {
-        Self { directory, problem: None, files: BTreeMap::new(), unsettled: false }
+        Self { directory, problem: None, files: BTreeMap::new(), unsettled: false, last_good: None, has_looked: false }
+    }
+
+    /// The same, and what each file held when it was in order is kept for the next start.
+    pub(super) fn keeping(self, last_good: LastGood) -> Self {
+        Self { last_good: Some(last_good), ..self }
     }
 
     /// Looks at the directory, and hands to `each` what has changed since the last look: first what is there, in the
@@ -106,10 +114,11 @@ impl Scanner {
             }
         };
         self.problem = None;
+        let is_first = !std::mem::replace(&mut self.has_looked, true);
         let looks: Vec<Look> = found.iter().map(|(path, metadata)| self.look(path, metadata)).collect();
         let is_gone = |path: &Arc<Path>| !found.contains_key(path);
         if looks.contains(&Look::Now) || self.files.keys().any(is_gone) {
-            self.sweep(found.into_iter().zip(looks), &mut each);
+            self.sweep(found.into_iter().zip(looks), is_first, &mut each);
         }
     }
 
@@ -124,6 +133,7 @@ impl Scanner {
             path: path.display().to_string(),
             objects: state.objects.len(),
             stale: state.stale,
+            unknown: state.unknown,
             mistakes: state.mistakes.iter().chain(&state.duplicates).cloned().collect(),
         };
         Status { problem: self.problem.clone(), files: self.files.iter().map(file).collect() }
@@ -148,10 +158,12 @@ impl Scanner {
     fn sweep(
         &mut self,
         found: impl Iterator<Item = ((Arc<Path>, std::io::Result<Metadata>), Look)>,
+        is_first: bool,
         each: &mut dyn FnMut(Change),
     ) {
         let mut known = std::mem::take(&mut self.files);
-        let mut sweep = Sweep { owners: HashMap::new(), let_go: Vec::new(), each };
+        let last_good = self.last_good.as_ref();
+        let mut sweep = Sweep { owners: HashMap::new(), let_go: Vec::new(), each, last_good, is_first };
         for ((path, metadata), look) in found {
             let state = match known.remove(&path) {
                 None => sweep.read_new(&path, &metadata),
@@ -163,10 +175,16 @@ impl Scanner {
             };
             self.files.insert(path, state);
         }
+        let is_smaller = !known.is_empty();
         for state in known.into_values() {
             sweep.let_go(state.objects);
         }
         sweep.finish();
+        if let Some(last_good) = &self.last_good
+            && (is_first || is_smaller)
+        {
+            last_good.retain(self.files.keys().map(|path| &**path));
+        }
     }
 }
 
@@ -177,18 +195,54 @@ struct Sweep<'a> {
     /// Objects that counted until now, and which are gone unless another file holds them.
     let_go: Vec<ObjectRef>,
     each: &'a mut dyn FnMut(Change),
+    last_good: Option<&'a LastGood>,
+    /// Whether nothing was known before.
+    is_first: bool,
 }
 
 impl Sweep<'_> {
-    /// Takes in a file that was not there before; if it is broken, as far as it goes: without any of it, its pods
-    /// would be outside the mesh.
+    /// Takes in a file that was not there before. If it is broken, what an earlier agent knew of it counts; if there is
+    /// none, it is taken as far as it goes, for without any of it its pods would be outside the mesh.
     fn read_new(&mut self, path: &Arc<Path>, metadata: &std::io::Result<Metadata>) -> FileState {
         let mut state = FileState { stamp: metadata.as_ref().ok().map(Stamp::of), ..FileState::default() };
         match contents(path, metadata) {
-            Ok(bytes) => self.take(path, &bytes, &mut state),
+            Ok(bytes) => {
+                self.take(path, &bytes, &mut state);
+                if !yaml::is_broken(&state.mistakes) {
+                    self.keep_good(path, &bytes);
+                    return state;
+                }
+            }
             Err(mistake) => state.mistakes = vec![mistake],
         }
+        let before = self.last_good.filter(|_| self.is_first).map(|last_good| last_good.read(path));
+        match before {
+            // It was broken when it came.
+            Some(Some(good)) if good.is_empty() => {}
+            Some(Some(good)) => self.go_back(path, &good, &mut state),
+            Some(None) => state.unknown = true,
+            // A file that comes broken has never said anything.
+            None => self.keep_good(path, &[]),
+        }
         state
+    }
+
+    /// Takes what a broken file held before in the place of what could be read of it.
+    fn go_back(&mut self, path: &Arc<Path>, good: &[u8], state: &mut FileState) {
+        for held in std::mem::take(&mut state.objects).into_iter().filter(|held| held.counts) {
+            self.owners.remove(&held.object);
+            self.let_go.push(held.object);
+        }
+        let mistakes = std::mem::take(&mut state.mistakes);
+        self.take(path, good, state);
+        state.mistakes = mistakes;
+        state.stale = true;
+    }
+
+    fn keep_good(&self, path: &Path, bytes: &[u8]) {
+        if let Some(last_good) = self.last_good {
+            last_good.keep(path, bytes);
+        }
     }
 
     /// Takes in a file that has changed; if it is broken, its objects stay as they were.
@@ -209,7 +263,8 @@ impl Sweep<'_> {
         };
         match contents {
             Ok(bytes) if !yaml::is_broken(&state.mistakes) => {
-                state.stale = false;
+                (state.stale, state.unknown) = (false, false);
+                self.keep_good(path, &bytes);
                 self.let_go(std::mem::take(&mut state.objects));
                 self.take(path, &bytes, &mut state);
             }

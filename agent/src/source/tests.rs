@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use culvert_api::yaml::Gravity;
+use culvert_api::Object;
 
 use super::*;
 
@@ -22,6 +22,16 @@ impl TempDir {
         let temporary = self.0.join(format!(".{name}.tmp"));
         std::fs::write(&temporary, text).unwrap();
         std::fs::rename(temporary, self.0.join(name)).unwrap();
+    }
+
+    /// Where the last good contents of its files go: hidden, so not read as objects.
+    fn copies(&self) -> PathBuf {
+        self.0.join(".copies")
+    }
+
+    /// A scanner as an agent that starts has it.
+    fn scanner(&self) -> Scanner {
+        Scanner::new(self.0.clone()).keeping(LastGood::new(self.copies()))
     }
 
     fn remove(&self, name: &str) {
@@ -210,17 +220,6 @@ fn what_is_not_a_file_of_bounded_size_is_refused_in_one_line() {
     assert_eq!(errors(&scanner), expected);
 }
 
-#[test]
-fn a_directory_is_loaded_once_for_the_command_line() {
-    let directory = TempDir::new("load");
-    directory.write("a.yaml", &(pod("a", "x") + "---\nfoo: [\n"));
-    let (objects, errors) = load_directory(&directory.0).unwrap();
-    assert_eq!((objects.len(), errors.len()), (1, 1));
-    assert_eq!(errors[0].mistake.gravity, Gravity::Broken);
-    assert!(errors[0].to_string().contains("a.yaml:"));
-    assert!(load_directory(&directory.0.join("no")).is_err());
-}
-
 /// Takes changes until the pods are `expected`.
 async fn until(source: &mut Directory, seen: &mut Seen, expected: &[(&str, &str)]) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
@@ -230,11 +229,68 @@ async fn until(source: &mut Directory, seen: &mut Seen, expected: &[(&str, &str)
     }
 }
 
+#[test]
+fn a_file_that_is_broken_when_an_agent_starts_holds_what_it_did_when_it_was_last_in_order() {
+    let directory = TempDir::new("restart");
+    directory.write("a.yaml", &(pod("a", "x") + &pod("b", "x")));
+    directory.write("b.yaml", &pod("c", "x"));
+    scan(&mut directory.scanner(), &mut Seen::default());
+
+    directory.write("a.yaml", &(pod("b", "y") + &pod("d", "y") + "---\nkind: ["));
+    let (mut scanner, mut seen) = (directory.scanner(), Seen::default());
+    scan(&mut scanner, &mut seen);
+    assert!(seen.is(&[("a", "x"), ("b", "x"), ("c", "x")]), "{:?}", seen.0);
+    let status = scanner.status();
+    assert!(status.files[0].stale && status.incomplete().is_none());
+    assert_eq!(errors(&scanner).len(), 1);
+
+    directory.write("a.yaml", &pod("b", "z"));
+    scan(&mut scanner, &mut seen);
+    assert!(seen.is(&[("b", "z"), ("c", "x")]), "{:?}", seen.0);
+    assert!(!scanner.status().files[0].stale);
+
+    directory.remove("a.yaml");
+    scan(&mut scanner, &mut seen);
+    assert_eq!(std::fs::read_dir(directory.copies()).unwrap().count(), 1, "what is gone is not kept");
+}
+
+#[test]
+fn objects_may_be_missing_until_a_file_is_mended_of_which_nothing_is_known() {
+    let directory = TempDir::new("unknown");
+    directory.write("a.yaml", &(pod("a", "x") + "---\nkind: ["));
+    let (mut scanner, mut seen) = (directory.scanner(), Seen::default());
+    scan(&mut scanner, &mut seen);
+    assert!(seen.is(&[("a", "x")]), "{:?}", seen.0);
+    let why = scanner.status().incomplete().unwrap();
+    assert!(why.contains("a.yaml:") && why.contains("unclosed bracket"), "{why}");
+
+    directory.write("a.yaml", &(pod("a", "x") + "---\nkind: {"));
+    scan(&mut scanner, &mut seen);
+    assert!(scanner.status().incomplete().is_some());
+    directory.write("a.yaml", &pod("a", "x"));
+    scan(&mut scanner, &mut seen);
+    assert!(scanner.status().incomplete().is_none());
+}
+
+#[test]
+fn a_file_that_comes_broken_hides_nothing_also_from_the_next_agent() {
+    let directory = TempDir::new("newcomer");
+    let (mut scanner, mut seen) = (directory.scanner(), Seen::default());
+    scan(&mut scanner, &mut seen);
+    directory.write("a.yaml", &(pod("a", "x") + "---\nkind: ["));
+    scan(&mut scanner, &mut seen);
+    assert!(seen.is(&[("a", "x")]) && scanner.status().incomplete().is_none());
+
+    let (mut scanner, mut seen) = (directory.scanner(), Seen::default());
+    scan(&mut scanner, &mut seen);
+    assert!(seen.is(&[("a", "x")]) && scanner.status().incomplete().is_none());
+}
+
 #[tokio::test]
 async fn an_edit_takes_effect_within_a_second() {
     let directory = TempDir::new("edit");
     directory.write("a.yaml", &pod("a", "x"));
-    let (mut source, mut seen) = (Directory::open(&directory.0).unwrap(), Seen::default());
+    let (mut source, mut seen) = (Directory::open(&directory.0, directory.copies()).unwrap(), Seen::default());
     let first = source.next().await.unwrap();
     assert!(first.settled);
     seen.apply(first.changes);
@@ -249,7 +305,7 @@ async fn an_edit_takes_effect_within_a_second() {
 #[tokio::test]
 async fn the_first_changes_come_even_if_there_are_none() {
     let directory = TempDir::new("none");
-    let mut source = Directory::open(&directory.0).unwrap();
+    let mut source = Directory::open(&directory.0, directory.copies()).unwrap();
     let first = tokio::time::timeout(Duration::from_secs(10), source.next()).await.unwrap().unwrap();
     assert!(first.changes.is_empty() && first.settled);
 }
@@ -261,7 +317,7 @@ async fn many_objects_come_in_bounded_pieces_of_which_the_last_is_settled() {
     let pods = |range: std::ops::Range<usize>| range.map(|n| pod(&format!("p-{n:05}"), "x")).collect::<String>();
     directory.write("a.yaml", &pods(0..count - 10));
     directory.write("b.yaml", &pods(count - 20..count));
-    let (mut source, mut seen) = (Directory::open(&directory.0).unwrap(), Seen::default());
+    let (mut source, mut seen) = (Directory::open(&directory.0, directory.copies()).unwrap(), Seen::default());
     loop {
         let update = tokio::time::timeout(Duration::from_secs(10), source.next()).await.unwrap().unwrap();
         assert!(update.changes.len() <= PIECE);
@@ -301,7 +357,7 @@ async fn a_config_map_volume_is_followed_through_its_links() {
     };
     revision("..1", "x");
     std::os::unix::fs::symlink("..data/a.yaml", directory.0.join("a.yaml")).unwrap();
-    let (mut source, mut seen) = (Directory::open(&directory.0).unwrap(), Seen::default());
+    let (mut source, mut seen) = (Directory::open(&directory.0, directory.copies()).unwrap(), Seen::default());
     until(&mut source, &mut seen, &[("a", "x")]).await;
     revision("..2", "y");
     until(&mut source, &mut seen, &[("a", "y")]).await;
@@ -311,7 +367,7 @@ async fn a_config_map_volume_is_followed_through_its_links() {
 async fn a_directory_that_comes_back_is_watched_again() {
     let directory = TempDir::new("back");
     directory.write("a.yaml", &pod("a", "x"));
-    let (mut source, mut seen) = (Directory::open(&directory.0).unwrap(), Seen::default());
+    let (mut source, mut seen) = (Directory::open(&directory.0, directory.copies()).unwrap(), Seen::default());
     until(&mut source, &mut seen, &[("a", "x")]).await;
     let mut status = source.status();
     std::fs::remove_dir_all(&directory.0).unwrap();

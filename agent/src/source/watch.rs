@@ -10,7 +10,7 @@ use culvert_core::mesh::Change;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::{mpsc, watch};
 
-use super::{PIECE, Scanner, Status, Update};
+use super::{LastGood, PIECE, Scanner, Status, Update};
 
 /// How long nothing may happen before the directory is looked at: a copy of many files is one change.
 const QUIET: Duration = Duration::from_millis(60);
@@ -24,19 +24,21 @@ const RESCAN_BLIND: Duration = Duration::from_millis(500);
 
 pub(super) fn spawn(
     directory: PathBuf,
+    last_good: LastGood,
     updates: mpsc::Sender<Update>,
     status: watch::Sender<Arc<Status>>,
 ) -> std::io::Result<()> {
     let thread = std::thread::Builder::new().name("source".to_owned());
-    thread.spawn(move || run(&directory, &updates, &status)).map(drop)
+    thread.spawn(move || run(&directory, last_good, &updates, &status)).map(drop)
 }
 
-fn run(directory: &Path, updates: &mpsc::Sender<Update>, status: &watch::Sender<Arc<Status>>) {
+fn run(directory: &Path, last_good: LastGood, updates: &mpsc::Sender<Update>, status: &watch::Sender<Arc<Status>>) {
     let (told, events) = channel();
-    let mut scanner = Scanner::new(directory.to_owned());
+    let mut scanner = Scanner::new(directory.to_owned()).keeping(last_good);
     let mut watcher = None;
     let mut watched = None;
     let mut is_first = true;
+    let mut incomplete = None;
     loop {
         // Watch before looking, so that nothing happens unseen in between. The watch of a directory that was removed
         // is gone for good: a new one has to be made.
@@ -48,10 +50,16 @@ fn run(directory: &Path, updates: &mpsc::Sender<Update>, status: &watch::Sender<
         let mut pieces = Pieces { updates, next: Vec::new(), settled: !is_first };
         scanner.scan(|change| pieces.push(change));
         is_first = false;
+        let seen = scanner.status();
+        if seen.incomplete() != incomplete {
+            incomplete = seen.incomplete();
+            pieces.settled = false;
+        }
+        let is_gone = seen.problem.is_some();
         // Before whoever follows acts on the changes: what they do with pods that are missing depends on it.
-        publish(scanner.status(), status);
-        pieces.settle();
-        if scanner.status().problem.is_some() {
+        publish(seen, status);
+        pieces.settle(incomplete.clone());
+        if is_gone {
             watcher = None;
         }
         let wait = match (scanner.is_unsettled(), &watcher) {
@@ -79,13 +87,13 @@ impl Pieces<'_> {
         self.next.push(change);
         if self.next.len() == PIECE {
             let changes = std::mem::replace(&mut self.next, Vec::with_capacity(PIECE));
-            let _ = self.updates.blocking_send(Update { changes, settled: false });
+            let _ = self.updates.blocking_send(Update { changes, ..Update::default() });
         }
     }
 
-    fn settle(self) {
+    fn settle(self, incomplete: Option<Arc<str>>) {
         if !self.settled {
-            let _ = self.updates.blocking_send(Update { changes: self.next, settled: true });
+            let _ = self.updates.blocking_send(Update { changes: self.next, settled: true, incomplete });
         }
     }
 }
@@ -136,6 +144,12 @@ fn publish(new: Status, status: &watch::Sender<Arc<Status>>) {
     let known: Vec<_> = old.errors().collect();
     for error in new.errors().filter(|error| !known.contains(error)) {
         tracing::warn!("{error}");
+    }
+    if new.incomplete() != old.incomplete() {
+        match new.incomplete() {
+            Some(why) => tracing::error!("connections to the node's pods are refused: policies may be missing: {why}"),
+            None => tracing::info!("every file has been read: connections are decided by policy again"),
+        }
     }
     for file in new.files.iter().filter(|file| file.stale) {
         if !old.files.iter().any(|known| known.path == file.path && known.stale) {

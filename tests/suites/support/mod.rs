@@ -28,6 +28,7 @@ pub(crate) struct Mesh {
     pub(crate) authority: Authority,
     /// The agent's `--ca-dir`.
     pub(crate) ca: PathBuf,
+    config: AgentConfig,
     pub(crate) topology: Topology,
 }
 
@@ -56,7 +57,14 @@ impl Mesh {
         let mut agent = Agent::start(&topology, topology.node(1), &config)?;
         agent.wait_ready(LIMIT)?;
         let authority = Authority::open(&config.ca)?;
-        Ok(Self { agent, directory, authority, ca: config.ca, topology })
+        Ok(Self { agent, directory, authority, ca: config.ca.clone(), config, topology })
+    }
+
+    /// Kills the agent and starts another in its place, as it was started first.
+    pub(crate) fn restart_agent(&mut self) -> Result<()> {
+        self.agent.kill()?;
+        self.agent = Agent::start(&self.topology, self.topology.node(1), &self.config)?;
+        self.agent.wait_ready(LIMIT)
     }
 }
 

@@ -37,6 +37,7 @@ pub struct Snapshot {
     pub(super) nodes: HashMap<Arc<str>, OrdMap<Arc<str>, Arc<PodEnrolment>>>,
     pub(super) sandboxes: HashMap<WorkloadUid, SandboxVerdict>,
     pub(super) findings: OrdMap<ObjectRef, Arc<[Finding]>>,
+    pub(super) incomplete: Option<Arc<str>>,
 }
 
 /// A service and who is behind it.
@@ -85,6 +86,11 @@ impl Snapshot {
     /// Grows with each change.
     pub fn version(&self) -> u64 {
         self.version
+    }
+
+    /// Why objects may be missing, if any are.
+    pub fn incomplete(&self) -> Option<&Arc<str>> {
+        self.incomplete.as_ref()
     }
 
     /// The mesh-wide options.

@@ -19,6 +19,8 @@ const MAX_TRIED: usize = 3;
 pub enum Reason {
     /// Allowed: no ALLOW policy applies to the workload, and nothing denies.
     NoAllowPolicy,
+    /// Denied: policies may be missing, for this reason.
+    Incomplete(Arc<str>),
     /// Allowed by a rule.
     Allowed(RuleMatch),
     /// Denied by a rule.
@@ -99,7 +101,7 @@ impl Reason {
     /// The object that decided: a policy, or a PeerAuthentication; for [`Reason::NotAllowed`], the nearest policy.
     pub fn policy(&self) -> Option<&NamespacedName> {
         match self {
-            Self::NoAllowPolicy => None,
+            Self::NoAllowPolicy | Self::Incomplete(_) => None,
             Self::Allowed(found) => Some(&found.policy.name),
             Self::Denied(found) => Some(&found.policy.name),
             Self::NotAllowed(tried) => tried.tried.first().map(|nearest| &nearest.policy),
@@ -112,7 +114,7 @@ impl Reason {
         match self {
             Self::Allowed(found) => Some(found.rule),
             Self::Denied(found) => Some(found.rule),
-            Self::NoAllowPolicy | Self::NotAllowed(_) | Self::MtlsRequired { .. } => None,
+            Self::NoAllowPolicy | Self::Incomplete(_) | Self::NotAllowed(_) | Self::MtlsRequired { .. } => None,
         }
     }
 
@@ -122,7 +124,7 @@ impl Reason {
             Self::Allowed(found) => found.first_evidence(),
             Self::Denied(found) => found.first_evidence(),
             Self::NotAllowed(tried) => (tried.tried.first().and_then(|nearest| nearest.clause.clone()), None),
-            Self::NoAllowPolicy | Self::MtlsRequired { .. } => (None, None),
+            Self::NoAllowPolicy | Self::Incomplete(_) | Self::MtlsRequired { .. } => (None, None),
         };
         let policy = self.policy().map(ToString::to_string);
         Explanation { policy, rule: self.rule(), clause, value, message: self.to_string() }
@@ -139,6 +141,7 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoAllowPolicy => f.write_str("no ALLOW policy applies to the workload"),
+            Self::Incomplete(why) => write!(f, "policies may be missing: {why}"),
             Self::Allowed(found) => write!(f, "allowed by AuthorizationPolicy {found}"),
             Self::Denied(found) => write!(f, "denied by AuthorizationPolicy {found}"),
             Self::NotAllowed(tried) => tried.fmt(f),

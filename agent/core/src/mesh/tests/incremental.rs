@@ -1,6 +1,7 @@
 //! A change reaches what depends on it, and nothing else.
 
 use super::*;
+use crate::policy::{Call, authorize};
 
 fn cart() -> ServiceKey {
     key("shop", "cart.shop.svc.cluster.local")
@@ -14,6 +15,23 @@ fn a_snapshot_stays_as_it_was() {
     assert_eq!(endpoints(&before, &cart()).len(), 1);
     assert_eq!(endpoints(&state.snapshot(), &cart()).len(), 0);
     assert!(state.snapshot().version() > before.version());
+}
+
+#[test]
+fn while_objects_may_be_missing_nothing_is_allowed_and_the_reason_is_given() {
+    let mut state = mesh(SHOP);
+    let decide = |snapshot: &Snapshot| {
+        let (source_ip, destination) = ("10.0.9.9".parse().unwrap(), "10.0.1.1:8080".parse().unwrap());
+        authorize(snapshot, &pod(snapshot, "cart-1"), &Call { principal: None, source_ip, destination })
+    };
+    assert!(decide(&state.snapshot()).allowed);
+    state.set_incomplete(Some("a.yaml:3:1: not YAML".into()));
+    assert!(decide(&state.snapshot()).allowed, "not before it is published");
+    let decision = decide(&state.publish());
+    assert!(!decision.allowed);
+    assert_eq!(decision.reason.to_string(), "policies may be missing: a.yaml:3:1: not YAML");
+    state.set_incomplete(None);
+    assert!(decide(&state.publish()).allowed);
 }
 
 #[test]
