@@ -154,13 +154,29 @@ impl std::fmt::Display for Id {
     }
 }
 
+/// The API server's word that whoever asks may not.
+#[derive(Debug)]
+pub(crate) struct Denied {
+    pub(crate) verb: String,
+    pub(crate) what: String,
+    message: String,
+}
+
+impl std::fmt::Display for Denied {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { verb, what, message } = self;
+        write!(f, "cannot {verb} {what}: not allowed; installing needs a cluster administrator: {message}")
+    }
+}
+
+impl std::error::Error for Denied {}
+
 /// One line that says what was tried and what to do.
 pub(crate) fn explain(error: &kube::Error, verb: &str, what: &str) -> anyhow::Error {
     match error {
-        kube::Error::Api(status) if status.code == 403 => anyhow!(
-            "cannot {verb} {what}: not allowed; installing needs a cluster administrator: {}",
-            one_line(&status.message)
-        ),
+        kube::Error::Api(status) if status.code == 403 => {
+            Denied { verb: verb.to_owned(), what: what.to_owned(), message: one_line(&status.message) }.into()
+        }
         kube::Error::Api(status) => anyhow!("cannot {verb} {what}: {}", one_line(&status.message)),
         other => {
             let mut cause: &dyn std::error::Error = other;

@@ -15,10 +15,11 @@ use serde::de::DeserializeOwned;
 use super::platform::{Facts, Workload};
 use super::{Finding, nodes, platform};
 use crate::chart;
-use crate::cluster::{Cluster, Id, explain};
+use crate::cluster::{Cluster, Denied, Id, explain};
 
 /// The oldest API server: the one with server-side apply.
 const SERVER: (u32, u32) = (1, 20);
+const CALICO: &str = "crd.projectcalico.org";
 const GATEWAYS: &str = "gateways.gateway.networking.k8s.io";
 
 /// Looks at a cluster for what Culvert in `namespace` would lack.
@@ -37,13 +38,32 @@ pub(crate) async fn judge(cluster: &Cluster, namespace: &str) -> Result<Vec<Find
         ));
     }
     found.extend(permissions(cluster, namespace).await?);
-    found.extend(definitions(cluster).await?);
-    found.extend(installed(cluster, namespace).await?);
-    let all_nodes: Vec<Node> = all(cluster, "nodes").await?;
-    found.extend(nodes::judge(&all_nodes));
-    found.extend(platform::judge(&facts(cluster, namespace, version, &all_nodes).await?));
+    found.extend(unless_denied(definitions(cluster).await)?);
+    found.extend(unless_denied(installed(cluster, namespace).await)?);
+    match all(cluster, "nodes").await {
+        Ok(all_nodes) => {
+            found.extend(nodes::judge(&all_nodes));
+            let facts = facts(cluster, namespace, version, &all_nodes).await;
+            found.extend(unless_denied(facts.map(|facts| platform::judge(&facts)))?);
+        }
+        Err(error) => found.extend(unless_denied(Err(error))?),
+    }
     found.sort();
     Ok(found)
+}
+
+/// What may not be looked at is a finding, so that all others are told too.
+fn unless_denied(found: Result<Vec<Finding>>) -> Result<Vec<Finding>> {
+    match found {
+        Err(error) => match error.downcast_ref::<Denied>() {
+            Some(Denied { verb, what, .. }) => {
+                let problem = format!("cannot {verb} {what}: not allowed; what it would tell is not judged");
+                Ok(vec![Finding::error("you", problem, "look as a cluster administrator (ClusterRole cluster-admin)")])
+            }
+            None => Err(error),
+        },
+        found => found,
+    }
 }
 
 /// What whoever installs must be allowed to.
@@ -130,8 +150,12 @@ async fn facts(cluster: &Cluster, namespace: &str, version: String, nodes: &[Nod
     }
     let cilium = Api::<ConfigMap>::namespaced(cluster.client.clone(), "kube-system").get_opt("cilium-config").await;
     let cilium = cilium.map_err(|error| explain(&error, "get", "configmaps"))?;
-    let felix = cluster.find(&Id::new("crd.projectcalico.org/v1", "FelixConfiguration", None, "default")).await?;
     let groups = cluster.client.list_api_groups().await.map_err(|error| explain(&error, "list", "API groups"))?;
+    // Who may not read what is not there is told that he may not.
+    let felix = match groups.groups.iter().any(|group| group.name == CALICO) {
+        true => cluster.find(&Id::new(&format!("{CALICO}/v1"), "FelixConfiguration", None, "default")).await?,
+        false => None,
+    };
     let quotas = Api::<ResourceQuota>::namespaced(cluster.client.clone(), namespace);
     let quotas = quotas.list(&ListParams::default().limit(1)).await;
     let quotas = quotas.map_err(|error| explain(&error, "list", "resourcequotas"))?;

@@ -22,6 +22,8 @@ const KUBE_VERSION: &str = "v1.34.0";
 pub(crate) const RECORD: &str = "culvertctl";
 /// On a namespace that was not there before.
 pub(crate) const CREATED: &str = "culvert.dev/created-by";
+/// By which Helm leaves an object where it is, and this program does.
+const KEEP: &str = "helm.sh/resource-policy";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Install {
@@ -235,6 +237,10 @@ pub(crate) async fn installed(cluster: &Cluster) -> Result<Vec<Id>> {
     let older = older.then_some(("policy/v1beta1", "PodDisruptionBudget"));
     for (api_version, kind) in chart::KINDS.into_iter().chain(older) {
         for object in cluster.labelled(api_version, kind, chart::OWNED).await? {
+            // The mesh's root namespace, where people's policies are.
+            if object.annotations().get(KEEP).is_some_and(|policy| policy == "keep") {
+                continue;
+            }
             let managers = object.managed_fields().iter().filter_map(|fields| fields.manager.as_deref());
             if managers.into_iter().any(|manager| manager == MANAGER) {
                 found.push(Id::new(api_version, kind, object.namespace().as_deref(), &object.name_any()));

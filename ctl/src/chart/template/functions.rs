@@ -10,7 +10,11 @@ pub(super) fn call(function: &str, arguments: &[Value]) -> Result<Value> {
             let yaml = serde_yaml::to_string(value).context("cannot be written as YAML")?;
             Value::String(yaml.trim_end().to_owned())
         }
-        ("toJson", [value]) => Value::String(value.to_string()),
+        // Go writes these so that JSON may stand in HTML; outside of strings there are none.
+        ("toJson", [value]) => {
+            let json = value.to_string().replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026");
+            Value::String(json)
+        }
         ("nindent", [width, value]) => {
             let width = width.as_u64().context("nindent wants a number of spaces")?;
             let indent = " ".repeat(usize::try_from(width)?.min(80));
