@@ -42,6 +42,11 @@ impl Destinations {
     /// Tells the programs what `snapshot` knows, of which `touched` may differ from the snapshot before. Blocks for a
     /// system call for each address; for thousands where the options have changed.
     pub fn follow(&mut self, snapshot: &Snapshot, touched: Touched) {
+        if !self.redirect.is_in_charge() {
+            // Another agent writes the map; should this one be in charge again, it starts afresh.
+            self.state = State::Unknown;
+            return;
+        }
         let needed = self.is_needed(snapshot);
         let done = match (&self.state, touched) {
             (State::Failed(at), _) if at.elapsed() < RETRY => return,

@@ -24,8 +24,9 @@ pub use announce::{Announcer, Said};
 pub use pods::Pods;
 pub use report::{PodState, States};
 
+use crate::charge::Turn;
 use crate::identity::CertificateStore;
-use crate::redirect::{Listeners, PodNetns, Redirect};
+use crate::redirect::{EnrolError, Listeners, PodNetns, Redirect};
 
 /// A pod whose traffic is about to be captured.
 pub struct ProxyPod {
@@ -64,6 +65,8 @@ pub struct Context<P> {
     pub announcer: Announcer,
     /// Who knows more of a pod than the mesh does, where there is an API server.
     pub pods: Option<Pods>,
+    /// Whether the node's pods are this agent's.
+    pub turns: watch::Receiver<Turn>,
     /// Whether everything that the source holds could be read.
     pub is_whole: Box<dyn Fn() -> bool + Send + Sync>,
     /// How many enrolled pods have each identity: the last to leave takes its certificate along.
@@ -170,7 +173,9 @@ async fn forget_strangers<P: ProxyControl>(context: &Context<P>, wanted: &HashMa
     let keep: std::collections::HashSet<String> = wanted.keys().cloned().collect();
     let redirect = context.redirect.clone();
     let retained = tokio::task::spawn_blocking(move || redirect.retain(&|uid| keep.contains(uid))).await;
-    if let Ok(Err(error)) = retained {
+    if let Ok(Err(error)) = retained
+        && !matches!(error, EnrolError::NotInCharge)
+    {
         tracing::warn!(%error, "a pod that has left the mesh could not be let go entirely");
     }
 }

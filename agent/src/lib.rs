@@ -5,6 +5,7 @@
 //! | [`redirect`] | eBPF programs, pins, netns plumbing: the only code that touches them, and the only `unsafe` | policy |
 //! | [`enrolment`] | which pods, when: the pod's life as a state machine | proxies' insides |
 //! | [`bypass`] | keeps the programs' map of destinations up to date | decisions |
+//! | [`charge`] | which of two agents serves the node's pods while one replaces the other | what serving is |
 //! | [`cluster`] | the client of the Kubernetes API server, and its refusals in one line | what is asked |
 //! | [`cni`] | the CNI plugin, and the agent's side of it | which pods belong to the mesh |
 //! | [`source`] | where objects come from: a directory of YAML | what objects mean |
@@ -18,6 +19,7 @@
 pub mod admin;
 pub mod bypass;
 pub mod ca;
+pub mod charge;
 pub mod cluster;
 pub mod cni;
 pub mod config;

@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::admin::{self, AdminState, Endpoint, Report};
 use crate::bypass::Destinations;
+use crate::charge::{Charge, taken_after};
 use crate::cluster::Cluster;
 use crate::cni;
 use crate::cni::lifecycle::Lifecycle;
@@ -79,7 +80,8 @@ impl Node {
             admin::bind(Endpoint::Readiness, config.readiness_addr).await?,
         ];
         let cni = match config.cni {
-            true => Some(cni::AgentSide::bind(cni_paths(&config))?),
+            // As long as another agent serves the node's pods, it answers the plugin as well.
+            true => Some(cni::AgentSide::new(cni_paths(&config), !redirect.is_anyone_in_charge())?),
             false => None,
         };
         Ok(Self { config, redirect, certificates, source, telemetry, endpoints, cluster, cni, log })
@@ -110,6 +112,7 @@ impl Node {
         let (loaded, is_loaded) = watch::channel(false);
         let mut until_loaded = is_loaded.clone();
         let (quit, mut quitting) = mpsc::channel::<()>(1);
+        let charge = Charge::new(self.redirect.clone());
 
         let read_mesh = mesh.clone();
         let mut dump = admin::mesh_members(Arc::new(move || read_mesh.load_full()), self.certificates.clone());
@@ -158,9 +161,11 @@ impl Node {
             certificates: self.certificates.clone(),
             proxies: proxies.clone(),
             destinations: Destinations::new(self.redirect.clone(), &self.config.node_name),
+            charge: charge.clone(),
         };
         tokio::spawn(follow_objects(self.source, told, state, mesh, snapshots, loaded, followers));
         tokio::spawn(follow_trust(self.certificates.clone(), proxies.clone()));
+        let following = tokio::spawn(charge.clone().follow());
         let pods = self.cluster.clone().map(Pods::new);
         let announcer = match &self.cluster {
             Some(cluster) => Announcer::start(cluster.clone(), self.config.node_name.clone()),
@@ -181,6 +186,7 @@ impl Node {
             certificates: self.certificates,
             proxies: proxies.clone(),
             states,
+            turns: charge.subscribe(),
             is_whole: Box::new(move || view.is_whole()),
             identities: Identities::default(),
             announcer: announcer.clone(),
@@ -196,6 +202,7 @@ impl Node {
                 states,
                 mesh: tell,
                 pods,
+                turns: charge.subscribe(),
             };
             let (cni, cluster, telemetry) = (self.cni, self.cluster, self.telemetry.clone());
             let node = self.config.node_name.clone();
@@ -219,6 +226,7 @@ impl Node {
             () = stop => tracing::info!("stopping: connections may finish"),
             _ = quitting.recv() => tracing::info!("stopping on request: connections may finish"),
         }
+        following.abort();
         let is_over = match &*lifecycle {
             Some(lifecycle) => lifecycle.is_over().await,
             None => false,
@@ -226,6 +234,10 @@ impl Node {
         if is_over {
             release_all(&self.redirect);
             announcer.farewell().await;
+        } else {
+            // Whoever is there, or comes, need not wait for what this agent still carries.
+            let redirect = self.redirect.clone();
+            let _ = tokio::task::spawn_blocking(move || redirect.give_up_charge()).await;
         }
         proxies.stop_all().await;
         if is_over {
@@ -241,6 +253,7 @@ impl Node {
             // The disk may be what is wrong.
             let _ = tokio::time::timeout(SAVE_WITHIN, saver.save()).await;
         }
+        self.redirect.retire();
         self.telemetry.access_log().flush(std::time::Duration::from_secs(1));
         Ok(())
     }
@@ -251,6 +264,7 @@ struct Followers {
     certificates: CertificateStore,
     proxies: Proxies,
     destinations: Destinations,
+    charge: Charge,
 }
 
 /// New connections of pods go as if there were no mesh; those that are open may finish.
@@ -277,7 +291,10 @@ async fn follow_objects(
     loaded: watch::Sender<bool>,
     followers: Followers,
 ) {
-    let Followers { certificates, proxies, mut destinations } = followers;
+    let Followers { certificates, proxies, mut destinations, charge } = followers;
+    let mut turns = charge.subscribe();
+    // The turn in which the programs were told last.
+    let mut told_in = 0;
     let mut settled = false;
     let mut waiting = Vec::new();
     loop {
@@ -298,11 +315,19 @@ async fn follow_objects(
                 }
                 Told::Found(changes) => changes,
             },
+            // The programs are told everything anew by who is in charge.
+            _ = taken_after(&mut turns, told_in) => Vec::new(),
         };
         for finding in state.stage(changes) {
             tracing::warn!("{finding}");
         }
         if !settled {
+            continue;
+        }
+        if turns.borrow().taken == 0
+            && let Err(error) = charge.take().await
+        {
+            tracing::error!(%error, "cannot take charge of this node's pods; trying again with the next change");
             continue;
         }
         let snapshot = state.publish();
@@ -311,6 +336,7 @@ async fn follow_objects(
         if *certificates.trust_domains() != trusted {
             certificates.set_trust_domains(trusted);
         }
+        told_in = turns.borrow().taken;
         let touched = state.take_touched();
         mesh.store(snapshot.clone());
         // Before the pods are taken in that rely on it.

@@ -9,6 +9,7 @@
 
 #![allow(unsafe_code, reason = "talks to the kernel where no safe wrapper exists")]
 
+mod agents;
 mod cgroup;
 mod container;
 mod datagram;
@@ -19,7 +20,6 @@ mod netlink;
 mod netns;
 mod pins;
 mod pods;
-mod procfs;
 mod programs;
 mod record;
 mod report;
@@ -37,6 +37,7 @@ use culvert_core::address::NetnsCookie;
 use culvert_core::bypass::{Destination, Rules};
 use ipnet::IpNet;
 
+use agents::Agents;
 pub use datagram::Replies;
 pub use error::{EnrolError, LoadError};
 use netns::Netns;
@@ -183,18 +184,50 @@ impl Redirect {
                 .map_err(|error| LoadError::HostNetns { path: path.clone(), reason: error.to_string() })?,
             None => own,
         };
-        let agent_cgroup = cgroup::own(&mount, &config.cgroup)?;
+        let own_cgroup = cgroup::own(&mount, &config.cgroup)?;
         let pins = Pins::open(&config.pin_path)?;
-        let constants = Constants { agent_cgroup, host_netns: host.cookie() };
-        let maps = programs::attach_node(&pins, constants, &config.cgroup, &mount)?;
-        Ok(Self { shared: Arc::new(Shared::new(host, pins, constants, maps)) })
+        let constants = Constants { host_netns: host.cookie() };
+        let mut maps = programs::attach_node(&pins, constants, &config.cgroup, &mount)?;
+        let agents = Agents::new(mount, own_cgroup);
+        agents.enter(&mut maps, &pins).map_err(LoadError::Agents)?;
+        Ok(Self { shared: Arc::new(Shared::new(host, pins, constants, maps, agents)) })
+    }
+
+    /// Takes charge of the node's pods, from an earlier agent if there is one: until then, and once another has taken
+    /// charge, nothing that changes pods or destinations does anything but say so.
+    ///
+    /// # Errors
+    ///
+    /// The map could not be written.
+    pub fn take_charge(&self) -> io::Result<()> {
+        self.shared.take_charge()
+    }
+
+    /// Whether this agent is in charge: the last to have taken charge of those that live.
+    pub fn is_in_charge(&self) -> bool {
+        self.shared.is_in_charge()
+    }
+
+    /// Whether any agent is.
+    pub fn is_anyone_in_charge(&self) -> bool {
+        self.shared.is_anyone_in_charge()
+    }
+
+    /// Leaves the node's pods to whoever else is there; what this agent carries may finish.
+    pub fn give_up_charge(&self) {
+        self.shared.give_up_charge();
+    }
+
+    /// Ends the exemption of this agent's sockets, and leaves the cgroup that it made: the last thing that it does.
+    pub fn retire(&self) {
+        self.shared.retire();
     }
 
     /// Readies the pod's network namespace without changing what its traffic meets.
     ///
     /// # Errors
     ///
-    /// What is wrong with the pod; nothing is left behind.
+    /// What is wrong with the pod, or [`EnrolError::NotInCharge`]; nothing is left behind.
     pub fn prepare(&self, pod: &PodSpec) -> Result<PreparedPod, EnrolError> {
         self.shared.prepare(pod)
     }
@@ -301,7 +334,7 @@ impl Redirect {
     ///
     /// What could not be undone; the rest was.
     pub fn uninstall(&self) -> Result<(), EnrolError> {
-        let result = self.shared.retain(&|_| false);
+        let result = self.shared.let_go(&|_| false);
         self.shared.remove_pins();
         result
     }

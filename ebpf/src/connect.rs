@@ -4,14 +4,14 @@
 use core::ffi::c_void;
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::helpers::generated::{bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_setsockopt};
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_setsockopt};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use culvert_ebpf_common::verdict::{self, Connect, SOCK_DGRAM, SOCK_STREAM};
 use culvert_ebpf_common::{AddressKey, Counter, DNS_PORT, Ip, ListenerKey, Pod, Role, STEERING_MARK, mapped};
 
 use crate::context::words;
-use crate::maps::{self, ADDRESSES, AGENT_CGROUP, count, is_listening, pod, settings};
+use crate::maps::{self, ADDRESSES, count, is_agent, is_listening, pod, settings};
 
 const SOL_SOCKET: i32 = 1;
 const SO_BINDTODEVICE: i32 = 25;
@@ -80,8 +80,7 @@ fn send(ctx: &SockAddrContext, destination: &Ip) -> i32 {
     // SAFETY: the helper takes the context it is called with.
     let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     let Some(pod) = pod(netns) else { return PASS };
-    // SAFETY: no arguments.
-    if unsafe { bpf_get_current_cgroup_id() } == AGENT_CGROUP.load() {
+    if is_agent() {
         return PASS;
     }
     // SAFETY: the context and the socket it holds are valid for the program's run.
@@ -133,8 +132,7 @@ fn decide(ctx: &SockAddrContext, destination: &Ip, to_loopback: impl FnOnce()) -
     // SAFETY: the helper takes the context it is called with.
     let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     let Some(pod) = pod(netns) else { return PASS };
-    // SAFETY: no arguments.
-    if unsafe { bpf_get_current_cgroup_id() } == AGENT_CGROUP.load() {
+    if is_agent() {
         return PASS;
     }
     // SAFETY: the context and the socket it holds are valid for the program's run.

@@ -4,18 +4,14 @@ use core::ffi::c_void;
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::helpers::generated::{bpf_map_lookup_elem, bpf_sk_release};
+use aya_ebpf::helpers::generated::{bpf_get_current_cgroup_id, bpf_map_lookup_elem, bpf_sk_release};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, SockHash};
 use culvert_ebpf_common::{
-    AddressKey, Counter, Destination, Ip, ListenerKey, MAX_DESTINATIONS, MAX_PODS, MAX_RULES, Pod, PodRecord, PortKey,
+    AddressKey, Counter, Destination, Ip, ListenerKey, MAX_AGENTS, MAX_DESTINATIONS, MAX_PODS, MAX_RULES, Pod, PodRecord, PortKey,
     Probe, Role, RuleKey, Settings,
 };
-
-/// The id of the agent's own cgroup, which no pod shares: its sockets are not steered.
-#[unsafe(no_mangle)]
-pub static AGENT_CGROUP: Global<u64> = Global::new(0);
 
 /// The cookie of the node's network namespace.
 #[unsafe(no_mangle)]
@@ -25,6 +21,11 @@ pub static HOST_NETNS: Global<u64> = Global::new(0);
 /// there in such programs.
 #[unsafe(no_mangle)]
 pub static POD_NETNS: Global<u64> = Global::new(0);
+
+/// The ids of the agents' cgroups, which no pod shares: their sockets are not steered. More than one while an agent is
+/// replaced. The value is the agent's turn, which the programs do not read.
+#[map]
+pub static AGENTS: HashMap<u64, u64> = HashMap::pinned(MAX_AGENTS, BPF_F_NO_PREALLOC);
 
 /// The captured pods, by the cookie of their network namespace.
 #[map]
@@ -73,6 +74,14 @@ pub fn count(counter: Counter) {
         // SAFETY: the map has returned a valid slot of this CPU, on which nothing else of ours runs meanwhile.
         unsafe { *value += 1 };
     }
+}
+
+/// Whether it is an agent whose call this program runs in.
+#[inline(always)]
+pub fn is_agent() -> bool {
+    // SAFETY: no arguments.
+    let cgroup = unsafe { bpf_get_current_cgroup_id() };
+    AGENTS.get_ptr(&cgroup).is_some()
 }
 
 /// Whether the agent has this listener.

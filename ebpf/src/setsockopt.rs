@@ -1,12 +1,12 @@
 //! `setsockopt()` in the pods: refuse what would lead a socket past the other hooks after they have decided.
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::helpers::generated::{bpf_get_current_cgroup_id, bpf_get_netns_cookie};
+use aya_ebpf::helpers::generated::bpf_get_netns_cookie;
 use aya_ebpf::macros::cgroup_sockopt;
 use aya_ebpf::programs::SockoptContext;
 use culvert_ebpf_common::verdict;
 
-use crate::maps::{AGENT_CGROUP, count, pod};
+use crate::maps::{count, is_agent, pod};
 
 const REFUSE: i32 = 0;
 const PASS: i32 = 1;
@@ -27,8 +27,7 @@ pub fn set_option(ctx: SockoptContext) -> i32 {
     if pod(unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }).is_none() {
         return PASS;
     }
-    // SAFETY: no arguments.
-    if unsafe { bpf_get_current_cgroup_id() } == AGENT_CGROUP.load() {
+    if is_agent() {
         return PASS;
     }
     // SAFETY: the context and the socket it holds are valid for the program's run.

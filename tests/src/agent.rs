@@ -15,9 +15,10 @@ use crate::http::{self, Response};
 use crate::process::{Place, Process};
 use crate::topology::{Node, Topology};
 
-const ADMIN: SocketAddr = loopback(15000);
-const METRICS: SocketAddr = loopback(15020);
-const READINESS: SocketAddr = loopback(15021);
+/// The agent's own default for its admin endpoint; those for metrics and readiness are 20 and 21 above it.
+const PORT: u16 = 15000;
+const METRICS: u16 = 20;
+const READINESS: u16 = 21;
 const ANSWER: Duration = Duration::from_secs(5);
 
 /// How to start an agent: what stays the same when it is started again.
@@ -29,6 +30,10 @@ pub struct AgentConfig {
     pub config: PathBuf,
     /// The API server to read from; its address must be reachable on the node.
     pub kubeconfig: Option<PathBuf>,
+    /// The port of its admin endpoint, and 20 and 21 above it those of metrics and readiness.
+    pub port: u16,
+    /// Whether its cgroup is below the one whose hooks it sees, as its container's is on a node where cgroup v2 is alone.
+    pub among_pods: bool,
     /// `--ca-dir`: shared by the agents of one mesh.
     pub ca: PathBuf,
     /// Further arguments.
@@ -45,6 +50,7 @@ pub struct Agent {
     process: Process,
     log_file: Option<PathBuf>,
     place: Place,
+    port: u16,
     // Removed after the process that started in it.
     _cgroup: Cgroup,
 }
@@ -64,6 +70,8 @@ impl AgentConfig {
             binary,
             config: config.to_path_buf(),
             kubeconfig: None,
+            port: PORT,
+            among_pods: false,
             ca: config.with_extension("ca"),
             arguments: Vec::new(),
             environment: Vec::new(),
@@ -76,7 +84,9 @@ impl Agent {
     /// Starts the agent of a node; it need not be ready yet.
     pub fn start(topology: &Topology, node: &Node, config: &AgentConfig) -> Result<Self> {
         let pins = topology.scope().pin_directory(node.name())?;
-        let cgroup = topology.scope().agent_cgroup(node.name())?;
+        let cgroup = topology.scope().agent_cgroup(&format!("{}-{}", node.name(), config.port))?;
+        // The harness's own cgroup is above both the agents' and, of other kinds than those, the pods'.
+        let pods = cgroup.path().parent().filter(|_| config.among_pods).unwrap_or(node.kubepods()).to_path_buf();
         let place = node.place();
         let mut command = place.clone().in_cgroup(cgroup.path()).command(&config.binary)?;
         command.args(["node", "--node-name", node.name()]);
@@ -85,9 +95,14 @@ impl Agent {
             None => command.arg("--config-dir").arg(&config.config),
         };
         command.arg("--ca-dir").arg(&config.ca);
-        command.arg("--cgroup").arg(node.kubepods()).arg("--pin-dir").arg(&pins);
+        command.arg("--cgroup").arg(pods).arg("--pin-dir").arg(&pins);
         // Each its own, as each node has its own.
         command.env("CULVERT_STATE_DIR", topology.scope().directory().join(format!("{}.state", node.name())));
+        for (flag, above) in [("--admin-addr", 0), ("--metrics-addr", METRICS), ("--readiness-addr", READINESS)] {
+            if config.port != PORT {
+                command.arg(flag).arg(loopback(config.port + above).to_string());
+            }
+        }
         command.args(&config.arguments).envs(config.environment.iter().cloned());
         let name = format!("culvert node {}", node.name());
         let log_file = config.log_directory.as_ref().map(|directory| directory.join(format!("{}.log", node.name())));
@@ -95,7 +110,7 @@ impl Agent {
             Some(file) => Process::spawn_writing_to(&name, command, file)?,
             None => Process::spawn(&name, command)?,
         };
-        Ok(Self { process, log_file, place, _cgroup: cgroup })
+        Ok(Self { process, log_file, place, port: config.port, _cgroup: cgroup })
     }
 
     /// Waits until it says that its enrolled pods are served.
@@ -104,7 +119,7 @@ impl Agent {
             if let Ok(Some(status)) = self.process.try_wait() {
                 return Some(Err(status));
             }
-            let answer = self.place.run(|| http::get(READINESS, "/healthz/ready", ANSWER));
+            let answer = self.place.run(|| http::get(loopback(self.port + READINESS), "/healthz/ready", ANSWER));
             answer.is_ok_and(|answer| answer.is_ok_and(|answer| answer.status == 200)).then_some(Ok(()))
         });
         match ready {
@@ -129,17 +144,17 @@ impl Agent {
 
     /// `GET` of the admin interface.
     pub fn admin(&self, path: &str) -> Result<Response> {
-        self.place.run(|| http::get(ADMIN, path, ANSWER))?
+        self.place.run(|| http::get(loopback(self.port), path, ANSWER))?
     }
 
     /// `POST` to the admin interface.
     pub fn admin_post(&self, path: &str) -> Result<Response> {
-        self.place.run(|| http::request("POST", ADMIN, path, ANSWER))?
+        self.place.run(|| http::request("POST", loopback(self.port), path, ANSWER))?
     }
 
     /// The metrics page.
     pub fn metrics(&self) -> Result<String> {
-        Ok(self.place.run(|| http::get(METRICS, "/metrics", ANSWER))??.body)
+        Ok(self.place.run(|| http::get(loopback(self.port + METRICS), "/metrics", ANSWER))??.body)
     }
 
     /// The sum of a metric over the series that carry all of these labels.

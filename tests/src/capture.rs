@@ -116,12 +116,22 @@ impl Captured {
 
     /// Whether what a connection's first data segments in both directions hold are TLS handshake records.
     pub fn is_tls(&self, port: u16) -> bool {
+        // Type handshake, version 3.x: RFC 8446 §5.1.
+        self.each_begins(port, |payload| matches!(payload, [22, 3, ..]))
+    }
+
+    /// Whether what went to or came from this port are TLS records, of connections that may have been open before.
+    pub fn is_tls_records(&self, port: u16) -> bool {
+        // change_cipher_spec, alert, handshake, application_data: RFC 8446 §5.1.
+        self.each_begins(port, |payload| matches!(payload, [20..=23, 3, 1..=3, ..]))
+    }
+
+    fn each_begins(&self, port: u16, is_right: impl Fn(&[u8]) -> bool) -> bool {
         let mut first: BTreeMap<(SocketAddr, SocketAddr), &[u8]> = BTreeMap::new();
         for segment in self.segments.iter().filter(|one| one.from.port() == port || one.to.port() == port) {
             first.entry((segment.from, segment.to)).or_insert(&segment.payload);
         }
-        // Type handshake, version 3.x: RFC 8446 §5.1.
-        !first.is_empty() && first.values().all(|payload| matches!(payload, [22, 3, ..]))
+        !first.is_empty() && first.values().all(|payload| is_right(payload))
     }
 }
 

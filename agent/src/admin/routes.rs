@@ -81,11 +81,11 @@ fn read_only(method: &Method, answer: impl FnOnce() -> Answer) -> Answer {
 
 fn ready(state: &AdminState) -> Answer {
     let reasons: Vec<String> = state.readiness.iter().flat_map(|check| check()).collect();
+    let notes: String = (state.notes)().into_iter().map(|note| note + "\n").collect();
     if reasons.is_empty() {
-        let notes = (state.notes)().into_iter().map(|note| note + "\n");
-        return text(StatusCode::OK, "ready\n".to_owned() + &notes.collect::<String>());
+        return text(StatusCode::OK, "ready\n".to_owned() + &notes);
     }
-    text(StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n")
+    text(StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n" + &notes)
 }
 
 fn logging(state: &AdminState, method: &Method, query: Option<&str>) -> Answer {

@@ -123,6 +123,15 @@ async fn a_ready_agent_admits_what_is_not_as_it_should_be() {
 }
 
 #[tokio::test]
+async fn one_that_is_not_ready_admits_it_as_well() {
+    let notes: ReadinessCheck = Arc::new(|| vec!["configuration from yesterday".to_owned()]);
+    let readiness: Vec<ReadinessCheck> = vec![Arc::new(|| vec!["pod shop/cart is being enrolled".to_owned()])];
+    let address = start(Endpoint::Readiness, AdminState { notes, readiness, ..state() }).await;
+    let answer = (503, "pod shop/cart is being enrolled\nconfiguration from yesterday\n".to_owned());
+    assert_eq!(call(address, "GET", "/healthz/ready").await, answer);
+}
+
+#[tokio::test]
 async fn metrics_are_on_both_of_their_paths_and_nothing_else_is_on_their_port() {
     let metrics = start(Endpoint::Metrics, state()).await;
     for path in ["/metrics", "/stats/prometheus"] {

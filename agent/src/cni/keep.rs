@@ -9,6 +9,7 @@ use tokio::sync::{Notify, watch};
 
 use super::Paths;
 use super::install::{self, Installed};
+use crate::charge::Turn;
 
 /// How long a directory has to be quiet: a write is several events.
 const QUIET: Duration = Duration::from_millis(100);
@@ -20,13 +21,17 @@ const RETRY: Duration = Duration::from_secs(2);
 /// What is wrong with the installation, for readiness; `None` when it is in order.
 pub type Problem = Option<String>;
 
-/// Installs the plugin and keeps it installed, for as long as the task lives. `entry` is its place in the network
+/// Installs the plugin and keeps it installed, for as long as the task lives and the node's pods are this agent's: two
+/// agents of different versions would put back their own over each other's. `entry` is its place in the network
 /// configuration.
-pub async fn keep(paths: Paths, entry: String, problem: watch::Sender<Problem>) {
+pub async fn keep(paths: Paths, entry: String, problem: watch::Sender<Problem>, mut turns: watch::Receiver<Turn>) {
     let changed = Arc::new(Notify::new());
     let mut said: Vec<String> = Vec::new();
     let mut seen = None;
     loop {
+        if turns.wait_for(|turn| turn.is_ours).await.is_err() {
+            return;
+        }
         // Made anew each time: a directory that was removed and made again is another one.
         let watcher = watch_directories(&paths, &changed);
         let (attempt, text) = (paths.clone(), entry.clone());
@@ -124,7 +129,8 @@ mod tests {
         let conflist = paths.cni_conf_dir.join("10-k.conflist");
         let is_in = |path: &Path| fs::read_to_string(path).is_ok_and(|text| text.contains("culvert-cni"));
         let (problem, state) = watch::channel(Some("not yet".to_owned()));
-        let task = tokio::spawn(keep(paths.clone(), ENTRY.to_owned(), problem));
+        let (_turn, turns) = watch::channel(Turn { is_ours: true, taken: 1 });
+        let task = tokio::spawn(keep(paths.clone(), ENTRY.to_owned(), problem, turns));
         until("a line on the missing directory", || state.borrow().as_deref().is_some_and(|why| why.contains("net.d")))
             .await;
         fs::create_dir_all(&paths.cni_conf_dir).unwrap();

@@ -25,6 +25,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use super::protocol::{self, Answer, Request};
 use super::sandboxes::{Records, pod};
+use crate::charge::{Turn, taken_after};
 use crate::enrolment::{Pods, States};
 use crate::telemetry::Telemetry;
 
@@ -66,12 +67,15 @@ pub struct Context {
     pub mesh: mpsc::Sender<Told>,
     /// The API server, where there is one.
     pub pods: Option<Pods>,
+    /// Whether the node's pods are this agent's.
+    pub turns: watch::Receiver<Turn>,
 }
 
-/// A socket that is bound.
+/// A socket that is bound, or will be.
 #[derive(Debug)]
 pub struct Server {
-    listener: UnixListener,
+    path: PathBuf,
+    listener: Option<UnixListener>,
 }
 
 /// What all requests share.
@@ -96,14 +100,19 @@ struct Labels {
 }
 
 impl Server {
-    /// Binds the socket, in the place of an earlier agent's. Needs a tokio runtime.
+    /// With `at_once`, binds the socket, in the place of an earlier agent's. Needs a tokio runtime.
     ///
     /// # Errors
     /// The directory cannot be made or written.
-    pub fn bind(path: &Path) -> io::Result<Self> {
+    pub fn new(path: &Path, at_once: bool) -> io::Result<Self> {
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory)?;
         }
+        let listener = if at_once { Some(Self::bind(path)?) } else { None };
+        Ok(Self { path: path.to_path_buf(), listener })
+    }
+
+    fn bind(path: &Path) -> io::Result<UnixListener> {
         // Bound beside it and moved there: nobody but root may connect at any moment, and there is none at which nobody
         // listens while one agent takes over from another.
         let hidden = path.with_extension(format!("{}.part", std::process::id()));
@@ -111,11 +120,31 @@ impl Server {
         let listener = UnixListener::bind(&hidden)?;
         fs::set_permissions(&hidden, fs::Permissions::from_mode(0o600))?;
         fs::rename(&hidden, path)?;
-        Ok(Self { listener })
+        Ok(listener)
+    }
+
+    /// Binds the socket where it is not this agent's, or no longer.
+    fn take(&mut self) {
+        match Self::bind(&self.path) {
+            Ok(listener) => self.listener = Some(listener),
+            Err(error) => tracing::error!(
+                %error,
+                "--cni-socket {}: cannot be bound: the CNI plugin is not answered",
+                self.path.display()
+            ),
+        }
+    }
+
+    /// A connection to the socket, once there is one.
+    async fn accept(&self) -> io::Result<UnixStream> {
+        match &self.listener {
+            Some(listener) => listener.accept().await.map(|(stream, _)| stream),
+            None => std::future::pending().await,
+        }
     }
 
     /// Answers until the task is dropped.
-    pub async fn serve(self, context: Context, telemetry: &Telemetry) {
+    pub async fn serve(mut self, context: Context, telemetry: &Telemetry) {
         let requests = Family::<Labels, Counter>::default();
         telemetry.registry(|registry| {
             registry.register("culvert_cni_requests", "Requests of the CNI plugin", requests.clone());
@@ -128,17 +157,28 @@ impl Server {
         let current = Mutex::new(current.collect());
         let shared = Arc::new(Shared { context, records, current, requests });
         let places = Arc::new(Semaphore::new(MAX_REQUESTS));
+        let mut turns = shared.context.turns.clone();
+        let mut bound_in = 1;
+        if self.listener.is_none() {
+            self.take();
+        }
         let mut sweep = tokio::time::interval(SWEEP);
         loop {
             let accepted = tokio::select! {
-                accepted = self.listener.accept() => accepted,
+                accepted = self.accept() => accepted,
+                // Another agent had bound it meanwhile.
+                taken = taken_after(&mut turns, bound_in) => {
+                    bound_in = taken;
+                    self.take();
+                    continue;
+                }
                 _ = sweep.tick() => {
                     shared.sweep().await;
                     continue;
                 }
             };
             let stream = match accepted {
-                Ok((stream, _)) => stream,
+                Ok(stream) => stream,
                 Err(error) => {
                     tracing::warn!(%error, "the CNI plugin cannot be answered");
                     tokio::time::sleep(Duration::from_millis(100)).await;

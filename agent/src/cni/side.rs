@@ -1,4 +1,5 @@
-//! The agent's side as a whole: bound with the agent's other ports, run once the mesh can be asked.
+//! The agent's side as a whole: bound with the agent's other ports, or, where another agent answers, once that is
+//! replaced; run once the mesh can be asked.
 
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use super::{Paths, cache, credentials, entry, install, keep};
 use crate::cluster::Cluster;
 use crate::telemetry::Telemetry;
 
-/// The agent's side of the CNI plugin, bound.
+/// The agent's side of the CNI plugin.
 #[derive(Debug)]
 pub struct AgentSide {
     server: Server,
@@ -20,13 +21,13 @@ pub struct AgentSide {
 }
 
 impl AgentSide {
-    /// Binds the socket. Needs a tokio runtime.
+    /// With `at_once`, binds the socket: a plugin that asks before the mesh is known waits. Needs a tokio runtime.
     ///
     /// # Errors
     /// The socket's directory cannot be made or written.
-    pub fn bind(paths: Paths) -> anyhow::Result<Self> {
-        let server =
-            Server::bind(&paths.cni_socket).with_context(|| format!("--cni-socket {}", paths.cni_socket.display()))?;
+    pub fn new(paths: Paths, at_once: bool) -> anyhow::Result<Self> {
+        let server = Server::new(&paths.cni_socket, at_once)
+            .with_context(|| format!("--cni-socket {}", paths.cni_socket.display()))?;
         let (problem, _) = watch::channel(Some("it is being installed".to_owned()));
         Ok(Self { server, paths, problem })
     }
@@ -46,7 +47,7 @@ impl AgentSide {
             });
         }
         let entry = entry(&paths, &rules);
-        tokio::spawn(keep::keep(paths, entry, problem));
+        tokio::spawn(keep::keep(paths, entry, problem, context.turns.clone()));
         tokio::spawn(async move { server.serve(context, &telemetry).await });
     }
 

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use super::place::{self, PlaceError};
 use super::{Context, PodState, ProxyControl, ProxyPod, Said};
+use crate::charge::taken_after;
 use crate::redirect::EnrolError;
 
 /// The pause after a first failure, doubled with each further one.
@@ -29,6 +30,12 @@ enum Failure {
 }
 
 impl Failure {
+    /// Whether it is another agent's affair.
+    fn is_of_another(&self) -> bool {
+        let (Self::Redirect(error) | Self::Place(PlaceError::Redirect(error))) = self else { return false };
+        matches!(error, EnrolError::NotInCharge)
+    }
+
     /// Whether trying again is of no use as long as the pod is as it is.
     fn is_final(&self) -> bool {
         matches!(self, Self::Place(PlaceError::ForeignKernel { .. }))
@@ -44,7 +51,9 @@ pub(super) async fn live<P: ProxyControl>(
     let mut pause = RETRY_FIRST;
     // What the pod was taken in as.
     let mut held: Option<Arc<PodEnrolment>> = None;
+    let mut turns = context.turns.clone();
     loop {
+        let taken = turns.borrow_and_update().taken;
         let wish = wishes.borrow_and_update().clone();
         let Some(pod) = wish else {
             let Some(pod) = held.take() else {
@@ -71,11 +80,19 @@ pub(super) async fn live<P: ProxyControl>(
                 // Changed, it is taken in anew over what it was: captured all the time, never in clear.
                 tokio::select! {
                     () = until_changed(&mut wishes, &pod) => continue,
+                    // Another agent has had the pod meanwhile, and its listeners are gone with it.
+                    _ = taken_after(&mut turns, taken) => continue,
                     foreign = place::until_foreign_kernel(&uid, &pod) => {
                         held = None;
                         leave(&context, &uid, &pod).await;
                         Failure::from(foreign)
                     }
+                }
+            }
+            Err(failure) if failure.is_of_another() => {
+                tokio::select! {
+                    _ = taken_after(&mut turns, taken) => continue,
+                    changed = wishes.changed() => if changed.is_err() { return uid } else { continue },
                 }
             }
             Err(failure) => failure,
@@ -145,14 +162,18 @@ async fn leave<P: ProxyControl>(context: &Context<P>, uid: &str, pod: &PodEnrolm
     let step = |what: fn(&crate::redirect::Redirect, &str) -> Result<(), EnrolError>| {
         let (redirect, uid, name) = (context.redirect.clone(), uid.to_owned(), name.clone());
         tokio::task::spawn_blocking(move || {
-            if let Err(error) = what(&redirect, &uid) {
-                tracing::warn!(pod = %name, %error, "could not be let go entirely");
+            match what(&redirect, &uid) {
+                // It lets the pod go as well.
+                Ok(()) | Err(EnrolError::NotInCharge) => {}
+                Err(error) => tracing::warn!(pod = %name, %error, "could not be let go entirely"),
             }
         })
     };
     // A panic in it has been reported by the runtime.
     let _ = step(|redirect, uid| redirect.release(uid)).await;
-    context.announcer.say(uid, Some(&name), Said::Left);
+    if context.turns.borrow().is_ours {
+        context.announcer.say(uid, Some(&name), Said::Left);
+    }
     context.proxies.stop(uid).await;
     let _ = step(|redirect, uid| redirect.remove(uid)).await;
     context.states.remove(uid);

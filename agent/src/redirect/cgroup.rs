@@ -29,22 +29,44 @@ pub(super) fn check_pods(path: &Path) -> Result<(), LoadError> {
     Ok(())
 }
 
-/// Moves the agent into a cgroup of its own, unless it is alone in one already, and returns the cgroup's id.
+/// The agent's own cgroup.
+#[derive(Debug)]
+pub(super) struct Own {
+    pub(super) id: u64,
+    /// Where the agent was before it made that cgroup for itself, and what it made.
+    made: Option<(PathBuf, PathBuf)>,
+}
+
+impl Own {
+    /// Goes back to where the agent came from and removes the cgroup that it made, if it did.
+    pub(super) fn leave(&self) {
+        let Some((came_from, path)) = &self.made else { return };
+        // What stays is collected by the next agent.
+        if fs::write(came_from.join("cgroup.procs"), std::process::id().to_string()).is_ok() {
+            let _ = fs::remove_dir(path);
+        }
+    }
+}
+
+/// Moves the agent into a cgroup of its own, unless it is alone in one already.
 ///
 /// # Errors
 ///
 /// [`LoadError::OwnCgroup`]: others would share it, or it holds the pods.
-pub(super) fn own(mount: &Path, pods: &Path) -> Result<u64, LoadError> {
-    let own = match current(mount)? {
-        Some(path) if is_alone(&path) => path,
-        _ => enter_new(mount)?,
+pub(super) fn own(mount: &Path, pods: &Path) -> Result<Own, LoadError> {
+    let (own, made) = match current(mount)? {
+        Some(path) if is_alone(&path) => (path, None),
+        came_from => {
+            let path = enter_new(mount)?;
+            (path.clone(), Some((came_from.unwrap_or_else(|| mount.to_path_buf()), path)))
+        }
     };
     // The programs compare ids: pods that live in the agent's cgroup itself would be taken for the agent.
     let (id, pods) = (id(&own)?, id(pods)?);
     if id == pods {
         return Err(LoadError::OwnCgroup(format!("{} is the one that holds the pods", own.display())));
     }
-    Ok(id)
+    Ok(Own { id, made })
 }
 
 /// The directory of the agent's cgroup; `None` for the root, which everything that nobody moved is in.
@@ -89,6 +111,11 @@ fn collect_dead(mount: &Path) {
             let _ = fs::remove_dir(entry.path());
         }
     }
+}
+
+/// The id of the cgroup at `path`, if there is one.
+pub(super) fn id_of(path: &Path) -> Option<u64> {
+    fs::metadata(path).ok().map(|meta| meta.ino())
 }
 
 /// The cgroup's id is its inode (kernfs, 64-bit since Linux 5.5).

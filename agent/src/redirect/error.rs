@@ -55,6 +55,9 @@ pub enum LoadError {
         "the agent cannot have a cgroup to itself ({0}): sharing one with a pod would exempt that pod from the mesh"
     )]
     OwnCgroup(String),
+    /// The programs cannot be told of the agent.
+    #[error("the agent cannot exempt its own sockets from its programs (map AGENTS in --pin-dir): {0}")]
+    Agents(io::Error),
     /// `--pin-dir` is wrong.
     #[error("--pin-dir {path}: {reason}")]
     Pins {
@@ -82,6 +85,9 @@ pub enum LoadError {
 /// Why a pod cannot be taken in, or let go.
 #[derive(Debug, thiserror::Error)]
 pub enum EnrolError {
+    /// Another agent has taken this node over.
+    #[error("another agent is in charge of this node's pods; this one lets what it carries finish")]
+    NotInCharge,
     /// The UID or the path is too long, or there are too many addresses.
     #[error("pod {uid}: {what}")]
     Unusable {

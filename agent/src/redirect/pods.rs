@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
-use std::ops::Deref;
+use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use culvert_core::address::NetnsCookie;
 use culvert_core::enrolment::{Enrolment, Step};
 use culvert_ebpf_common::PodRecord;
 
+use super::agents::{Agents, Held};
 use super::error::EnrolError;
 use super::netlink::Netlink;
 use super::netns::{Netns, PodNetns};
@@ -28,6 +29,7 @@ pub(super) struct Shared {
     pins: Pins,
     constants: Constants,
     maps: Mutex<Maps>,
+    agents: Agents,
     /// The network namespaces of captured pods: open, so that they outlive the process or file that led to them.
     held: Mutex<HashMap<NetnsCookie, Arc<PodNetns>>>,
 }
@@ -36,6 +38,26 @@ pub(super) struct Shared {
 pub(super) enum Handle {
     Held(Arc<PodNetns>),
     Opened(Netns),
+}
+
+/// The maps of the agent that is in charge.
+struct InCharge<'a> {
+    maps: MutexGuard<'a, Maps>,
+    _held: Held,
+}
+
+impl Deref for InCharge<'_> {
+    type Target = Maps;
+
+    fn deref(&self) -> &Maps {
+        &self.maps
+    }
+}
+
+impl DerefMut for InCharge<'_> {
+    fn deref_mut(&mut self) -> &mut Maps {
+        &mut self.maps
+    }
 }
 
 impl Deref for Handle {
@@ -61,8 +83,38 @@ pub(super) struct Preparation {
 }
 
 impl Shared {
-    pub(super) fn new(host: Netns, pins: Pins, constants: Constants, maps: Maps) -> Self {
-        Self { host, pins, constants, maps: Mutex::new(maps), held: Mutex::default() }
+    pub(super) fn new(host: Netns, pins: Pins, constants: Constants, maps: Maps, agents: Agents) -> Self {
+        Self { host, pins, constants, maps: Mutex::new(maps), agents, held: Mutex::default() }
+    }
+
+    pub(super) fn take_charge(&self) -> io::Result<()> {
+        self.agents.take_charge(&mut self.lock(), &self.pins)
+    }
+
+    pub(super) fn is_in_charge(&self) -> bool {
+        self.agents.is_in_charge(&self.lock())
+    }
+
+    pub(super) fn is_anyone_in_charge(&self) -> bool {
+        self.agents.is_anyone_in_charge(&self.lock())
+    }
+
+    pub(super) fn give_up_charge(&self) {
+        if let Err(error) = self.agents.give_up(&mut self.lock()) {
+            tracing::warn!(%error, "the node's pods cannot be left to another agent before this one has ended");
+        }
+    }
+
+    pub(super) fn retire(&self) {
+        self.agents.leave(&mut self.lock());
+    }
+
+    /// The maps, where pods are this agent's; they stay so until they are given back.
+    fn lock_in_charge(&self) -> Result<InCharge<'_>, EnrolError> {
+        let maps = self.lock();
+        // Fails where the pins are gone: Culvert has been uninstalled.
+        let held = self.agents.hold_charge(&maps, &self.pins).ok().flatten();
+        held.map(|held| InCharge { maps, _held: held }).ok_or(EnrolError::NotInCharge)
     }
 
     pub(super) fn host_netns(&self) -> NetnsCookie {
@@ -88,7 +140,7 @@ impl Shared {
             reason: error.to_string(),
         };
 
-        let mut maps = self.lock();
+        let mut maps = self.lock_in_charge()?;
         let before = maps.records.get(&cookie.0, 0).ok();
         let captured = maps.pods.get(&cookie.0, 0).is_ok();
         if let Some(other) = before.as_ref().map(to_spec).filter(|other| other.uid != pod.uid) {
@@ -159,7 +211,7 @@ impl Shared {
     }
 
     pub(super) fn release(&self, uid: &str) -> Result<(), EnrolError> {
-        let mut maps = self.lock();
+        let mut maps = self.lock_in_charge()?;
         for (cookie, record) in records(&maps, |spec| spec.uid == uid) {
             let netns = self.netns_of(&to_spec(&record), cookie);
             steps::release(&mut maps, cookie, netns.as_deref()).map_err(|error| undo_error(uid, &error))?;
@@ -168,12 +220,18 @@ impl Shared {
     }
 
     pub(super) fn remove(&self, uid: &str) -> Result<(), EnrolError> {
-        let mut maps = self.lock();
+        let mut maps = self.lock_in_charge()?;
         let found = records(&maps, |spec| spec.uid == uid);
         found.into_iter().try_for_each(|(cookie, record)| self.leave(&mut maps, cookie, record))
     }
 
     pub(super) fn retain(&self, keep: &dyn Fn(&str) -> bool) -> Result<(), EnrolError> {
+        drop(self.lock_in_charge()?);
+        self.let_go(keep)
+    }
+
+    /// [`Self::retain`], whoever is in charge.
+    pub(super) fn let_go(&self, keep: &dyn Fn(&str) -> bool) -> Result<(), EnrolError> {
         let mut maps = self.lock();
         let mut result = Ok(());
         for (cookie, record) in records(&maps, |_| true) {
@@ -250,7 +308,7 @@ impl Preparation {
     pub(super) fn commit(mut self) -> Result<(), EnrolError> {
         self.enrolment.commit();
         let shared = self.shared.clone();
-        let mut maps = shared.lock();
+        let mut maps = shared.lock_in_charge()?;
         let mut steps = Steps {
             maps: &mut maps,
             pins: &shared.pins,
@@ -278,7 +336,8 @@ impl Drop for Preparation {
             return;
         }
         self.enrolment.leave();
-        let mut maps = self.shared.lock();
+        // Where another agent has taken charge meanwhile, it has gone on from here.
+        let Ok(mut maps) = self.shared.lock_in_charge() else { return };
         let netns = Some(self.netns.netns());
         let undone = self.shared.undo(&mut maps, self.netns.cookie(), self.record, netns, &mut self.enrolment);
         if let Err(error) = undone {

@@ -48,14 +48,13 @@ const ARRIVE: Needs = Needs { program: "arrive", feature: "the ingress interface
 /// What the programs are loaded with.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Constants {
-    /// The id of the agent's cgroup.
-    pub(super) agent_cgroup: u64,
     /// The node's network namespace.
     pub(super) host_netns: NetnsCookie,
 }
 
 /// The pinned maps.
 pub(super) struct Maps {
+    pub(super) agents: HashMap<MapData, u64, u64>,
     pub(super) pods: HashMap<MapData, u64, Pod>,
     pub(super) addresses: HashMap<MapData, AddressKey, u8>,
     pub(super) records: HashMap<MapData, u64, PodRecord>,
@@ -140,14 +139,12 @@ static LOADER: LazyLock<Mutex<EbpfLoader<'static>>> = LazyLock::new(|| {
 });
 
 fn load(pins: &Pins, constants: Constants, pod: NetnsCookie) -> Result<Ebpf, EbpfError> {
-    // The loader borrows them for as long as it lives, which is for ever: 24 bytes for each pod taken in.
-    let [agent_cgroup, host_netns, pod_netns] =
-        Box::leak(Box::new([constants.agent_cgroup, constants.host_netns.0, pod.0]));
+    // The loader borrows them for as long as it lives, which is for ever: 16 bytes for each pod taken in.
+    let [host_netns, pod_netns] = Box::leak(Box::new([constants.host_netns.0, pod.0]));
     // It holds settings only, which are set anew here.
     let mut loader = LOADER.lock().unwrap_or_else(PoisonError::into_inner);
     loader
         .default_map_pin_directory(pins.maps())
-        .override_global("AGENT_CGROUP", &*agent_cgroup, true)
         .override_global("HOST_NETNS", &*host_netns, true)
         .override_global("POD_NETNS", &*pod_netns, true)
         .load(OBJECT)
@@ -242,6 +239,7 @@ impl Maps {
             map.try_into().map_err(object_error)
         }
         Ok(Self {
+            agents: one(ebpf, "AGENTS")?,
             pods: one(ebpf, "PODS")?,
             addresses: one(ebpf, "ADDRESSES")?,
             records: one(ebpf, "RECORDS")?,

@@ -8,7 +8,6 @@ use std::fs;
 use std::io;
 
 use super::netns::Netns;
-use super::procfs;
 
 /// Each is 0 or 1 by default and fits a byte, which is how the values before enrolment are kept, in this order.
 const FILES: [&str; 3] =
@@ -51,7 +50,7 @@ pub(super) fn restore(netns: &Netns, before: u32) -> io::Result<()> {
 fn write(netns: &Netns, values: [u8; 4]) -> io::Result<()> {
     netns.enter(|| {
         for (value, file) in values.iter().zip(FILES) {
-            procfs::write(file, &value.to_string()).or_else(|error| absent_without_ipv6(file, error))?;
+            fs::write(file, value.to_string()).or_else(|error| absent_without_ipv6(file, error))?;
         }
         Ok(())
     })?

@@ -29,13 +29,16 @@ pub const HBONE_PORT: u16 = 15008;
 pub const DNS_PORT: u16 = 53;
 
 /// The version of every layout in this crate. Pins of another version are not adopted.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// How many destinations of the mesh the programs can know.
 pub const MAX_DESTINATIONS: u32 = 131_072;
 
 /// How many outbound rules about addresses, and how many about ports, one node may hold.
 pub const MAX_RULES: u32 = 65_536;
+
+/// How many agents one node may hold: one, two while it is replaced, and those that died until the next one starts.
+pub const MAX_AGENTS: u32 = 64;
 
 /// How many pods one node may hold.
 pub const MAX_PODS: u32 = 4096;

@@ -177,7 +177,7 @@ fn encrypted(capture: Capture) -> Result<()> {
     let seen = capture.finish()?;
     ensure!(!seen.holds(SECRET.as_bytes()), "the payload is on the wire, in clear");
     ensure!(seen.bytes_of_port(HBONE) > SECRET.len(), "nothing went through a tunnel");
-    ensure!(seen.is_tls(HBONE), "what went to port {HBONE} is not TLS");
+    ensure!(seen.is_tls_records(HBONE), "what went to port {HBONE} is not TLS");
     Ok(())
 }
 
