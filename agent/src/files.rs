@@ -71,20 +71,62 @@ pub(crate) fn remove_file(path: &Path) -> io::Result<()> {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+pub(crate) mod testing {
+    use std::ops::Deref;
+    use std::path::PathBuf;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
     use super::*;
 
-    /// An empty directory of the test's own.
-    pub(crate) fn directory(name: &str) -> std::path::PathBuf {
-        let path = std::env::temp_dir().join(format!("culvert-files-{}-{name}", std::process::id()));
-        let _ = fs::remove_dir_all(&path);
-        fs::create_dir_all(&path).unwrap();
-        path
+    /// An empty directory of a test's own, deleted with the value.
+    pub(crate) struct TempDir(PathBuf);
+
+    impl TempDir {
+        pub(crate) fn new() -> Self {
+            static NEXT: AtomicU64 = AtomicU64::new(0);
+            let name = format!("culvert-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+            let path = std::env::temp_dir().join(name);
+            fs::create_dir_all(&path).unwrap();
+            Self(path)
+        }
+
+        pub(crate) fn path(&self) -> &Path {
+            &self.0
+        }
+
+        pub(crate) fn write(&self, name: &str, text: &str) {
+            fs::write(self.0.join(name), text).unwrap();
+        }
+
+        pub(crate) fn read(&self, name: &str) -> String {
+            fs::read_to_string(self.0.join(name)).unwrap()
+        }
     }
+
+    impl Deref for TempDir {
+        type Target = Path;
+
+        fn deref(&self) -> &Path {
+            &self.0
+        }
+    }
+
+    impl Drop for TempDir {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::TempDir;
+    use super::*;
 
     #[test]
     fn a_file_that_is_too_large_is_not_read() {
-        let path = directory("large").join("file");
+        let directory = TempDir::new();
+        let path = directory.join("file");
         fs::write(&path, [0; 11]).unwrap();
         assert!(read_bounded(&path, 10).is_err());
         assert_eq!(read_bounded(&path, 11).unwrap().len(), 11);
@@ -92,12 +134,12 @@ pub(crate) mod tests {
 
     #[test]
     fn what_is_written_replaces_the_whole_and_leaves_nothing_beside_it() {
-        let directory = directory("atomic");
+        let directory = TempDir::new();
         let path = directory.join("file");
         write_atomically(&path, &b"a longer text"[..], 0o600).unwrap();
         write_atomically(&path, &b"short"[..], 0o640).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"short");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
-        assert_eq!(fs::read_dir(&directory).unwrap().count(), 1);
+        assert_eq!(fs::read_dir(&*directory).unwrap().count(), 1);
     }
 }

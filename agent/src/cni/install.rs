@@ -198,13 +198,13 @@ fn mode(path: &Path) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::files::tests::directory;
+    use crate::files::testing::TempDir;
 
     const ENTRY: &str = r#"{"type":"culvert-cni"}"#;
     const LIST: &str = "{\n  \"name\": \"k\",\n  \"plugins\": [\n    {\"type\": \"bridge\"}\n  ]\n}\n";
 
-    fn paths(name: &str) -> Paths {
-        let root = directory(name);
+    /// A node's paths, below a directory of the test's own.
+    fn paths(root: &TempDir) -> Paths {
         let paths = Paths {
             cni_bin_dir: root.join("bin"),
             cni_conf_dir: root.join("net.d"),
@@ -228,7 +228,8 @@ mod tests {
 
     #[test]
     fn the_first_configuration_that_can_be_used_gets_the_plugin_and_gives_it_back() {
-        let paths = paths("install");
+        let root = TempDir::new();
+        let paths = paths(&root);
         let write = |name: &str, text: &str| fs::write(paths.cni_conf_dir.join(name), text).unwrap();
         assert!(matches!(install_configuration(&paths, ENTRY), Err(InstallError::NoConfiguration(_))));
         write("00-broken.conflist", "{");
@@ -258,7 +259,8 @@ mod tests {
 
     #[test]
     fn a_single_configuration_makes_room_for_a_list_and_comes_back() {
-        let paths = paths("single");
+        let root = TempDir::new();
+        let paths = paths(&root);
         let single = "{\"name\": \"k\", \"type\": \"bridge\"}";
         fs::write(paths.cni_conf_dir.join("10-bridge.conf"), single).unwrap();
         let installed = install_configuration(&paths, ENTRY).unwrap();
@@ -272,7 +274,8 @@ mod tests {
 
     #[test]
     fn configurations_that_cannot_be_used_are_named_and_left_alone() {
-        let paths = paths("unusable");
+        let root = TempDir::new();
+        let paths = paths(&root);
         fs::write(paths.cni_conf_dir.join("10-a.conflist"), "not json").unwrap();
         let before = files(&paths.cni_conf_dir);
         let installed = install_configuration(&paths, ENTRY).unwrap();
@@ -286,7 +289,8 @@ mod tests {
 
     #[test]
     fn the_binary_is_this_program_and_is_written_once() {
-        let paths = paths("binary");
+        let root = TempDir::new();
+        let paths = paths(&root);
         let mut seen = None;
         assert!(install_binary(&paths, &mut seen).unwrap());
         assert!(!install_binary(&paths, &mut seen).unwrap());

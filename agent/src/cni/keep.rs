@@ -102,7 +102,7 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::files::tests::directory;
+    use crate::files::testing::TempDir;
 
     const ENTRY: &str = r#"{"type":"culvert-cni"}"#;
     const LIST: &str = r#"{"name":"k","plugins":[{"type":"bridge"}]}"#;
@@ -119,7 +119,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_others_overwrite_or_remove_is_put_back() {
-        let root = directory("keep");
+        let root = TempDir::new();
         let paths = Paths {
             cni_bin_dir: root.join("bin"),
             cni_conf_dir: root.join("net.d"),

@@ -155,7 +155,7 @@ fn ask(conf: &NetConf, command: Command, timeout: Duration) -> Result<Answer, St
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::files::tests::directory;
+    use crate::files::testing::TempDir;
     use std::os::unix::net::UnixListener;
     use std::path::{Path, PathBuf};
 
@@ -219,7 +219,7 @@ mod tests {
 
     #[test]
     fn an_enrolled_pod_gets_the_result_of_the_plugins_before_as_it_was() {
-        let directory = directory("plugin-add");
+        let directory = TempDir::new();
         let agent = agent(&directory, Some(Answer::Enrolled));
         assert_eq!(Case::new("ADD", &directory).call(), (RESULT.to_owned(), 0));
         let Command::Add(asked) = agent.join().unwrap() else { panic!("not an ADD") };
@@ -229,7 +229,7 @@ mod tests {
 
     #[test]
     fn a_refusal_of_the_agent_is_the_runtimes_error() {
-        let directory = directory("plugin-refused");
+        let directory = TempDir::new();
         let agent = agent(&directory, Some(Answer::Refused { reason: "no certificate".to_owned() }));
         assert_eq!(Case::new("ADD", &directory).error(), (100, "no certificate".to_owned()));
         agent.join().unwrap();
@@ -237,7 +237,7 @@ mod tests {
 
     #[test]
     fn without_an_agent_pods_outside_start_and_others_do_not() {
-        let directory = directory("plugin-alone");
+        let directory = TempDir::new();
         let mut case = Case::new("ADD", &directory);
         let (code, msg) = case.error();
         assert!(code == 11 && msg.contains("shop/cart") && msg.contains("culvert-node"), "{msg}");
@@ -252,7 +252,7 @@ mod tests {
 
     #[test]
     fn a_sandbox_always_goes() {
-        let directory = directory("plugin-del");
+        let directory = TempDir::new();
         let case = Case::new("DEL", &directory);
         let records = Records::new(&directory.join("state"));
         let attachment = Attachment {
@@ -278,7 +278,7 @@ mod tests {
 
     #[test]
     fn the_versions_are_told_to_anyone() {
-        let directory = directory("plugin-version");
+        let directory = TempDir::new();
         let mut case = Case::new("VERSION", &directory);
         for (conf, version) in
             [(r#"{"cniVersion":"0.4.0"}"#, "0.4.0"), ("", "1.1.0"), (r#"{"cniVersion":"9"}"#, "1.1.0")]
@@ -293,7 +293,7 @@ mod tests {
 
     #[test]
     fn a_call_that_makes_no_sense_is_an_error_of_the_specification() {
-        let directory = directory("plugin-wrong");
+        let directory = TempDir::new();
         let case = |command, conf: &str| Case { conf: conf.to_owned(), ..Case::new(command, &directory) }.error();
         assert_eq!(case("EXPLODE", r#"{"cniVersion":"1.0.0"}"#).0, 4);
         assert_eq!(case("ADD", "{").0, 6);
@@ -307,7 +307,7 @@ mod tests {
 
     #[test]
     fn the_node_is_fit_for_pods_when_someone_can_tell_which_may_start() {
-        let directory = directory("plugin-status");
+        let directory = TempDir::new();
         let case = Case::new("STATUS", &directory);
         assert_eq!(case.error().0, 50);
         std::fs::create_dir_all(directory.join("state")).unwrap();

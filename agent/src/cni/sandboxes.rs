@@ -93,7 +93,7 @@ pub(super) fn sandbox(attachment: &Attachment) -> Sandbox {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::files::tests::directory;
+    use crate::files::testing::TempDir;
 
     fn attachment(id: &str, netns: &str) -> Attachment {
         Attachment {
@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn sandboxes_are_remembered_until_they_are_struck_out_or_gone() {
-        let directory = directory("sandboxes");
+        let directory = TempDir::new();
         let records = Records::new(&directory);
         assert_eq!(records.load(), []);
         records.remove("unknown").unwrap();

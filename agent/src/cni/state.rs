@@ -44,11 +44,11 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
-    use crate::files::tests::directory;
+    use crate::files::testing::TempDir;
 
     #[test]
     fn what_was_written_last_is_read_and_nothing_else_is_left() {
-        let directory = directory("cni-state");
+        let directory = TempDir::new();
         assert_eq!(MeshCache::load(&directory), None);
         let mut cache = MeshCache::default();
         cache.store(&directory).unwrap();
@@ -56,7 +56,7 @@ mod tests {
         cache.pods.insert("shop/cart".to_owned());
         cache.store(&directory).unwrap();
         assert_eq!(MeshCache::load(&directory), Some(cache));
-        let files: Vec<_> = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let files: Vec<_> = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(files, [MESH_CACHE]);
         assert_eq!(fs::metadata(directory.join(MESH_CACHE)).unwrap().permissions().mode() & 0o777, 0o600);
         fs::write(directory.join(MESH_CACHE), "{").unwrap();
