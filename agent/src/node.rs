@@ -22,15 +22,11 @@ use crate::proxy::control::Proxies;
 use crate::proxy::pod::Shared;
 use crate::redirect::{self, Redirect};
 use crate::source::kube::Kube;
-use crate::source::{Directory, Source, View};
+use crate::source::{self, Directory, Source, View};
 use crate::telemetry::logging::LogHandle;
 use crate::telemetry::{AccessLog, Kind, Sample, Telemetry};
 use crate::workers::Workers;
 
-/// The file of the state directory that holds the objects which were read last.
-/// Where the last good contents of files are kept, in the state directory.
-const LAST_GOOD: &str = "files";
-const OBJECTS: &str = "objects";
 /// How long an agent that ends waits for them to be written.
 const SAVE_WITHIN: std::time::Duration = std::time::Duration::from_secs(2);
 
@@ -66,10 +62,10 @@ impl Node {
             None => Some(Cluster::connect().await?),
         };
         let source = match (&cluster, &config.config_dir) {
-            (Some(cluster), _) => Source::Kube(Kube::open(cluster, Some(config.state_dir.join(OBJECTS)))),
-            (None, Some(directory)) => {
-                Source::Directory(Directory::open(directory, config.state_dir.join(LAST_GOOD)).context("--config-dir")?)
-            }
+            (Some(cluster), _) => Source::Kube(Kube::open(cluster, Some(config.state_dir.join(source::OBJECTS)))),
+            (None, Some(directory)) => Source::Directory(
+                Directory::open(directory, config.state_dir.join(source::FILES)).context("--config-dir")?,
+            ),
             (None, None) => anyhow::bail!("--config-dir: not given"),
         };
         let access_log = if config.access_log { AccessLog::stdout(config.log_format) } else { AccessLog::off() };
@@ -212,7 +208,7 @@ impl Node {
                 }
             }
         };
-        let objects = self.config.state_dir.join(OBJECTS);
+        let state_dir = self.config.state_dir.clone();
         let (node_name, paths) = (self.config.node_name.clone(), self.config.cni.then(|| cni_paths(&self.config)));
         let enrolment = async {
             // Not on the empty mesh: it wants none of the pods that an earlier agent left enrolled.
@@ -247,8 +243,7 @@ impl Node {
             if let Some(paths) = paths {
                 cni::remove(&paths);
             }
-            // Who never wrote it has nothing to remove.
-            let _ = std::fs::remove_file(objects);
+            source::forget(&state_dir);
         } else if let Some(saver) = saver {
             // The disk may be what is wrong.
             let _ = tokio::time::timeout(SAVE_WITHIN, saver.save()).await;

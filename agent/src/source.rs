@@ -27,6 +27,18 @@ use self::last_good::LastGood;
 pub use any::{Source, View};
 pub use scan::Scanner;
 
+/// The file of the state directory that holds the objects which the API server had last.
+pub const OBJECTS: &str = "objects";
+/// The directory of the state directory that holds what files held when they were last in order.
+pub const FILES: &str = "files";
+
+/// Removes what sources keep in the state directory.
+pub fn forget(state_dir: &Path) {
+    // Who never wrote it has nothing to remove.
+    let _ = std::fs::remove_file(state_dir.join(OBJECTS));
+    let _ = std::fs::remove_dir_all(state_dir.join(FILES));
+}
+
 /// How many changes a piece holds.
 const PIECE: usize = 128;
 /// How many pieces wait for whoever takes them.

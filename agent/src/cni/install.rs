@@ -127,7 +127,8 @@ pub fn install_configuration(paths: &Paths, entry: &str) -> Result<Installed, In
     }
 }
 
-/// Takes the plugin out of every configuration, then removes its files: nothing of Culvert's is left there.
+/// Takes the plugin out of every configuration, then removes its files and the state that an agent kept: nothing of
+/// Culvert's is left there.
 ///
 /// # Errors
 /// The first file that cannot be written; the others were.
@@ -154,6 +155,7 @@ pub fn uninstall(paths: &Paths) -> Result<(), InstallError> {
     for file in files.into_iter().chain([paths.cni_socket.clone()]) {
         attempt(&file, remove_file(&file));
     }
+    crate::source::forget(&paths.state_dir);
     let sandboxes = paths.state_dir.join(super::sandboxes::DIRECTORY);
     match fs::remove_dir_all(&sandboxes) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => attempt(&sandboxes, Err(error)),
