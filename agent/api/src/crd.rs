@@ -15,7 +15,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 };
 use kube::CustomResourceExt as _;
 
-use crate::networking::{ServiceEntry, WorkloadEntry};
+use crate::networking::{ServiceEntry, VirtualService, WorkloadEntry};
 use crate::security::{AuthorizationPolicy, PeerAuthentication};
 
 /// The label by which a definition is known as Culvert's; one without it is somebody else's, Istio's as a rule, and
@@ -44,6 +44,11 @@ pub fn definitions() -> Vec<CustomResourceDefinition> {
                 ("Resolution", ".spec.resolution", "string"),
                 AGE,
             ],
+        ),
+        complete(
+            VirtualService::crd(),
+            NETWORKING,
+            &[("Gateways", ".spec.gateways", "string"), ("Hosts", ".spec.hosts", "string"), AGE],
         ),
         complete(WorkloadEntry::crd(), NETWORKING, &[AGE, ("Address", ".spec.address", "string")]),
     ]

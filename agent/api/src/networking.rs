@@ -1,4 +1,8 @@
-//! `networking.istio.io`: ServiceEntry and WorkloadEntry (istio/api `networking/v1alpha3/*.proto`).
+//! `networking.istio.io`: ServiceEntry and WorkloadEntry, and below them VirtualService and DestinationRule (istio/api
+//! `networking/v1alpha3/*.proto`).
+
+pub mod destination_rule;
+pub mod virtual_service;
 
 use std::collections::BTreeMap;
 
@@ -8,6 +12,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::meta::{IstioStatus, conditions, int_or_string, untouched_list};
+
+pub use destination_rule::DestinationRule;
+pub use virtual_service::VirtualService;
 
 /// A service that Kubernetes does not know.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]

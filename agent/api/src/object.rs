@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::Gateway;
-use crate::networking::{ServiceEntry, WorkloadEntry};
+use crate::networking::{ServiceEntry, VirtualService, WorkloadEntry};
 use crate::security::{AuthorizationPolicy, PeerAuthentication};
 
 macro_rules! kinds {
@@ -94,6 +94,16 @@ kinds! {
     },
     AuthorizationPolicy { "security.istio.io/v1" | "security.istio.io/v1beta1", namespaced: true },
     PeerAuthentication { "security.istio.io/v1" | "security.istio.io/v1beta1", namespaced: true },
+    VirtualService {
+        "networking.istio.io/v1" | "networking.istio.io/v1beta1" | "networking.istio.io/v1alpha3", namespaced: true
+    },
+}
+
+impl Kind {
+    /// Whether only waypoints read it: it says how requests are routed, which nodes do not see.
+    pub fn is_of_waypoints(self) -> bool {
+        matches!(self, Self::VirtualService)
+    }
 }
 
 impl fmt::Display for Kind {

@@ -8,6 +8,7 @@
 mod allocate;
 mod destinations;
 mod namespaces;
+mod routes;
 mod sandboxes;
 mod scoped;
 mod selectors;
@@ -31,6 +32,7 @@ pub use sandboxes::{Sandbox, SandboxVerdict};
 pub use snapshot::{Endpoint, PodEnrolment, Snapshot};
 
 use self::namespaces::{NamespaceState, Namespaces};
+use self::routes::RouteStore;
 use self::sandboxes::SandboxState;
 use self::services::ServiceStore;
 use self::workloads::{WorkloadIndexes, WorkloadState, workload_entry_uid};
@@ -68,6 +70,7 @@ pub struct Mesh {
     indexes: WorkloadIndexes,
     services: ServiceStore,
     gateways: HashMap<NamespacedName, WaypointFacts>,
+    routes: RouteStore,
     /// As they came: what they mean depends on the options.
     policies: HashMap<NamespacedName, Box<AuthorizationPolicy>>,
     peer_authentications: HashMap<NamespacedName, Box<PeerAuthentication>>,
@@ -86,6 +89,8 @@ struct Dirty {
     addresses: HashSet<IpAddr>,
     services: HashSet<ServiceKey>,
     members: HashSet<(ServiceKey, WorkloadUid)>,
+    /// The services whose routes have to be put together again.
+    routes: HashSet<ServiceKey>,
     options: bool,
 }
 
@@ -193,6 +198,7 @@ impl Mesh {
             Object::PeerAuthentication(object) => {
                 self.set_peer_authentication(name_of(&reference), Some(object), &mut list);
             }
+            Object::VirtualService(object) => self.set_virtual_service(&reference, Some(object), &mut list),
             Object::ConfigMap(config_map) => {
                 if options::is_config_map(&reference) {
                     self.config_maps.insert(reference.name.clone(), *config_map);
@@ -218,6 +224,7 @@ impl Mesh {
             Kind::Gateway => self.set_gateway(name_of(&object), None),
             Kind::AuthorizationPolicy => self.set_policy(name_of(&object), None, &mut Vec::new()),
             Kind::PeerAuthentication => self.set_peer_authentication(name_of(&object), None, &mut Vec::new()),
+            Kind::VirtualService => self.set_virtual_service(&object, None, &mut Vec::new()),
             Kind::ConfigMap => {
                 if options::is_config_map(&object) {
                     self.config_maps.remove(&object.name);
@@ -252,6 +259,7 @@ impl Mesh {
                 self.workloads.remove(uid);
             }
         }
+        self.settle_routes(services);
     }
 
     fn namespace(&mut self, name: &Arc<str>) -> &mut NamespaceState {
@@ -399,6 +407,7 @@ impl Mesh {
             self.set_peer_authentication(name, Some(object), &mut findings);
             self.set_findings(reference, findings);
         }
+        self.restore_routes(old.routes);
     }
 }
 

@@ -12,6 +12,8 @@ mod peer_authentication;
 pub(crate) mod pod;
 pub(crate) mod service;
 pub(crate) mod service_entry;
+pub(crate) mod values;
+pub(crate) mod virtual_service;
 pub(crate) mod workload_entry;
 
 use std::fmt;

@@ -14,6 +14,7 @@ use super::selectors::selects;
 use super::vips::{Claims, VipIndex};
 use crate::options::MeshOptions;
 use crate::policy::{AuthorizationPolicy, EffectivePeerAuthentication, PeerAuthentication};
+use crate::route::table::ServiceRoutes;
 use crate::service::{Service, ServiceKey, ServicePort};
 use crate::translate::Finding;
 use crate::waypoint::{AllowedRoutes, Waypoint};
@@ -34,6 +35,9 @@ pub struct Snapshot {
     pub(super) policies: PolicyIndex<AuthorizationPolicy>,
     pub(super) peer_authentications: PolicyIndex<PeerAuthentication>,
     pub(super) waypoints: HashMap<NamespacedName, Arc<Waypoint>>,
+    pub(super) routes: HashMap<ServiceKey, Arc<ServiceRoutes>>,
+    /// What was found in the routes of a service when they were put together.
+    pub(super) route_findings: OrdMap<ServiceKey, Arc<[Finding]>>,
     pub(super) nodes: HashMap<Arc<str>, OrdMap<Arc<str>, Arc<PodEnrolment>>>,
     pub(super) sandboxes: HashMap<WorkloadUid, SandboxVerdict>,
     pub(super) findings: OrdMap<ObjectRef, Arc<[Finding]>>,
@@ -208,8 +212,15 @@ impl Snapshot {
         self.namespaces.iter()
     }
 
-    /// What was found in the objects of the mesh.
+    /// The routes of what is addressed to a service; `None` if everything goes to itself.
+    pub fn routes(&self, key: &ServiceKey) -> Option<&Arc<ServiceRoutes>> {
+        self.routes.get(key)
+    }
+
+    /// What was found in the objects of the mesh, in each and in several together.
     pub fn findings(&self) -> impl Iterator<Item = (&ObjectRef, &Finding)> {
-        self.findings.iter().flat_map(|(object, findings)| findings.iter().map(move |finding| (object, finding)))
+        let each = self.findings.values().flat_map(|findings| findings.iter());
+        let together = self.route_findings.values().flat_map(|findings| findings.iter());
+        each.chain(together).map(|finding| (&finding.object, finding))
     }
 }

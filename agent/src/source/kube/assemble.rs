@@ -479,7 +479,8 @@ mod tests {
         let mut kinds: Vec<Kind> = whole.objects.iter().map(|(object, _)| object.kind()).collect();
         kinds.sort();
         kinds.dedup();
-        assert_eq!(kinds.len(), Kind::ALL.len(), "an example of each kind");
+        let read = Kind::ALL.iter().filter(|kind| !kind.is_of_waypoints()).count();
+        assert_eq!(kinds.len(), read, "an example of each kind");
 
         let mut fixture = fixture(None, None);
         let mut changes = Vec::new();

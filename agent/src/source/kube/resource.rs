@@ -23,9 +23,9 @@ pub(super) struct Resource {
 const ISTIO: &[&str] = &["v1", "v1beta1", "v1alpha3"];
 
 impl Resource {
-    /// Everything that the mesh uses.
+    /// Everything that a node uses: what only waypoints read would cost every node its memory.
     pub(super) fn all() -> Vec<Self> {
-        Kind::ALL.iter().flat_map(|kind| Self::of(*kind)).collect()
+        Kind::ALL.iter().filter(|kind| !kind.is_of_waypoints()).flat_map(|kind| Self::of(*kind)).collect()
     }
 
     fn of(kind: Kind) -> Vec<Self> {
@@ -47,6 +47,7 @@ impl Resource {
             Kind::WorkloadEntry => vec![custom("networking.istio.io", "workloadentries", ISTIO)],
             Kind::AuthorizationPolicy => vec![custom("security.istio.io", "authorizationpolicies", &ISTIO[..2])],
             Kind::PeerAuthentication => vec![custom("security.istio.io", "peerauthentications", &ISTIO[..2])],
+            Kind::VirtualService => vec![custom("networking.istio.io", "virtualservices", ISTIO)],
         }
     }
 
@@ -94,9 +95,10 @@ mod tests {
 
     #[test]
     fn every_kind_is_watched_and_read_in_each_of_its_versions() {
-        let all = Resource::all();
+        let all: Vec<_> = Kind::ALL.iter().flat_map(|kind| Resource::of(*kind)).collect();
         for kind in Kind::ALL {
             assert!(all.iter().any(|resource| resource.kind == *kind), "{kind}");
+            assert_eq!(Resource::all().iter().any(|resource| resource.kind == *kind), !kind.is_of_waypoints());
         }
         for resource in &all {
             assert_eq!(Kind::of(&resource.api_version(), resource.kind.as_str()), Some(resource.kind));
