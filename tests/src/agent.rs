@@ -34,7 +34,7 @@ pub struct AgentConfig {
     pub port: u16,
     /// Whether its cgroup is below the one whose hooks it sees, as its container's is on a node where cgroup v2 is alone.
     pub among_pods: bool,
-    /// `--ca-dir`: shared by the agents of one mesh.
+    /// `--ca-dir`: shared by the agents of one mesh. Empty for a CA service, which the arguments name.
     pub ca: PathBuf,
     /// Further arguments.
     pub arguments: Vec<OsString>,
@@ -94,7 +94,9 @@ impl Agent {
             Some(kubeconfig) => command.env("KUBECONFIG", kubeconfig),
             None => command.arg("--config-dir").arg(&config.config),
         };
-        command.arg("--ca-dir").arg(&config.ca);
+        if !config.ca.as_os_str().is_empty() {
+            command.arg("--ca-dir").arg(&config.ca);
+        }
         command.arg("--cgroup").arg(pods).arg("--pin-dir").arg(&pins);
         // Each its own, as each node has its own.
         command.env("CULVERT_STATE_DIR", topology.scope().directory().join(format!("{}.state", node.name())));

@@ -12,6 +12,8 @@ mod replica;
 mod certificates;
 #[path = "controller/keys.rs"]
 mod keys;
+#[path = "controller/plugged.rs"]
+mod plugged;
 #[path = "controller/statuses.rs"]
 mod statuses;
 
@@ -26,7 +28,8 @@ rules:
 - {apiGroups: [''], resources: [namespaces, services], verbs: [list, watch]}
 - {apiGroups: [''], resources: [configmaps], verbs: [list, watch]}
 - {apiGroups: [''], resources: [configmaps], verbs: [create]}
-- {apiGroups: [''], resources: [configmaps], resourceNames: [istio-ca-root-cert, istio-ca-crl], verbs: [patch, delete]}
+- {apiGroups: [''], resources: [configmaps], resourceNames: [istio-ca-root-cert, istio-ca-crl], verbs: [patch]}
+- {apiGroups: [''], resources: [configmaps], resourceNames: [istio-ca-crl], verbs: [delete]}
 - apiGroups: [security.istio.io]
   resources: [authorizationpolicies, peerauthentications]
   verbs: [list, watch]
