@@ -124,7 +124,8 @@ impl Node {
             readiness: readiness(&states, is_loaded, view.clone(), self.cni.as_ref().map(cni::AgentSide::problem)),
             notes: {
                 let view = view.clone();
-                Arc::new(move || view.notes())
+                let states = states.clone();
+                Arc::new(move || view.notes().into_iter().chain(states.notes()).collect())
             },
             telemetry: self.telemetry.clone(),
             log: self.log,

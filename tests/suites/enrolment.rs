@@ -83,10 +83,12 @@ fn a_wrong_netns_annotation_is_refused_with_a_clear_line_and_the_others_work() -
             .with_context(|| near.log())?;
         ensure!(plumbing(a)? == untouched.0, "the pod itself was touched");
         ensure!(pods(&near)?.keys().eq(["shop-b"]));
+        // Or one such pod would hold up every rollout.
+        near.wait_ready(START)?;
     }
     ensure!((rules(host.path())?, host.ip_once(&["route", "show", "table", "all"])?) == before, "the node was touched");
     annotated(own.clone())?;
-    near.wait_ready(START)?;
+    eventually(START, "the pod to be enrolled", || (pods(&near).ok()?.len() == 2).then_some(()))?;
     reaches(a, c)
 }
 

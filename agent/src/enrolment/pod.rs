@@ -36,6 +36,15 @@ impl Failure {
         matches!(error, EnrolError::NotInCharge)
     }
 
+    /// Whether it is because of how the pod is, and so not what every other pod of the node would fail by.
+    fn is_of_the_pod(&self) -> bool {
+        match self {
+            Self::Place(PlaceError::NoProcess { .. } | PlaceError::ForeignKernel { .. }) => true,
+            Self::Place(PlaceError::Redirect(error)) | Self::Redirect(error) => error.is_of_the_pod(),
+            Self::Place(PlaceError::Stopping) | Self::Certificate(_) | Self::Stopping => false,
+        }
+    }
+
     /// Whether trying again is of no use as long as the pod is as it is.
     fn is_final(&self) -> bool {
         matches!(self, Self::Place(PlaceError::ForeignKernel { .. }))
@@ -99,6 +108,9 @@ pub(super) async fn live<P: ProxyControl>(
         };
         tracing::warn!(pod = %name, "cannot be enrolled: {failure}");
         report(PodState::Failed(failure.to_string()));
+        if failure.is_of_the_pod() && !is_captured(&context, &uid).await {
+            context.states.is_own_affair(&uid);
+        }
         let said = if failure.is_final() { Said::Refused } else { Said::Failed };
         context.announcer.say(&uid, Some(&name), said(failure.to_string()));
         tokio::select! {
@@ -111,6 +123,14 @@ pub(super) async fn live<P: ProxyControl>(
             }
         }
     }
+}
+
+/// Whether the pod is captured, be it by an earlier agent: then its traffic is refused until it is served.
+async fn is_captured<P: ProxyControl>(context: &Context<P>, uid: &str) -> bool {
+    let (redirect, uid) = (context.redirect.clone(), uid.to_owned());
+    let captured = tokio::task::spawn_blocking(move || redirect.captured().contains(&uid));
+    // A panic in it has been reported by the runtime.
+    captured.await.unwrap_or(true)
 }
 
 /// Certificate, namespace, proxies, and last the row that captures the pod: it is never captured before it is served.

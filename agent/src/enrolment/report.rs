@@ -9,6 +9,9 @@ use culvert_core::workload::NamespacedName;
 use serde::Serialize;
 use tokio::sync::watch;
 
+/// How many pods are named to whoever asks whether the agent is ready.
+const MAX_NOTES: usize = 16;
+
 /// How far a pod has come.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "state", content = "reason", rename_all = "lowercase")]
@@ -35,6 +38,9 @@ pub struct PodStatus {
     /// The network namespace that it was asked to be taken in with, where one was named.
     #[serde(skip)]
     netns: Option<Arc<str>>,
+    /// Whether it failed for a reason of its own and was never captured: the agent does what it can without it.
+    #[serde(skip)]
+    is_own_affair: bool,
 }
 
 /// The states of all pods of the node. Clones are one.
@@ -63,8 +69,20 @@ impl States {
             return;
         }
         let (namespace, name) = (name.namespace.clone(), name.name.clone());
-        states.insert(uid.to_owned(), PodStatus { uid: uid.to_owned(), namespace, name, state, since, netns });
+        states.insert(
+            uid.to_owned(),
+            PodStatus { uid: uid.to_owned(), namespace, name, state, since, netns, is_own_affair: false },
+        );
         self.changed.send_replace(());
+    }
+
+    /// What the pod failed by is its own affair: it keeps no agent from being ready, as one such pod would otherwise hold
+    /// up every rollout.
+    pub(super) fn is_own_affair(&self, uid: &str) {
+        let mut states = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = states.get_mut(uid).filter(|known| matches!(known.state, PodState::Failed(_))) {
+            known.is_own_affair = true;
+        }
     }
 
     /// What has become of a pod in the network namespace at `netns`; `None` as long as nothing has.
@@ -102,15 +120,46 @@ impl States {
         let reasons = states.values().filter_map(|pod| match &pod.state {
             PodState::Enrolled => None,
             PodState::Pending => Some(format!("pod {}/{} is being enrolled", pod.namespace, pod.name)),
-            PodState::Failed(why) => Some(format!("pod {}/{} cannot be enrolled: {why}", pod.namespace, pod.name)),
+            PodState::Failed(_) if pod.is_own_affair => None,
+            PodState::Failed(why) => Some(cannot_be_enrolled(pod, why)),
         });
         reasons.collect()
     }
+
+    /// What has to be said of an agent that is ready: the pods that it cannot take in.
+    pub fn notes(&self) -> Vec<String> {
+        let states = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        let notes = states.values().filter(|pod| pod.is_own_affair).filter_map(|pod| match &pod.state {
+            PodState::Failed(why) => Some(cannot_be_enrolled(pod, why)),
+            PodState::Pending | PodState::Enrolled => None,
+        });
+        notes.take(MAX_NOTES).collect()
+    }
+}
+
+fn cannot_be_enrolled(pod: &PodStatus, why: &str) -> String {
+    format!("pod {}/{} cannot be enrolled: {why}", pod.namespace, pod.name)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pod_that_fails_for_its_own_reason_is_noted_and_holds_up_nothing() {
+        let (states, name) = (States::default(), NamespacedName::new("shop", "cart"));
+        states.set_considered();
+        states.set("u", &name, PodState::Failed("gVisor".to_owned()), None);
+        states.is_own_affair("u");
+        assert!(states.not_ready().is_empty());
+        assert_eq!(states.notes(), ["pod shop/cart cannot be enrolled: gVisor"]);
+        // Tried again, and failed in the same way: still no news.
+        states.set("u", &name, PodState::Pending, None);
+        assert!(states.not_ready().is_empty());
+        states.set("u", &name, PodState::Enrolled, None);
+        states.set("u", &name, PodState::Failed("another".to_owned()), None);
+        assert_eq!((states.not_ready().len(), states.notes().len()), (1, 0), "judged anew");
+    }
 
     #[test]
     fn a_failing_pod_is_reported_until_it_succeeds() {

@@ -175,6 +175,15 @@ pub enum EnrolError {
 }
 
 impl EnrolError {
+    /// Whether it is because of how the pod is: others may well be taken in.
+    pub fn is_of_the_pod(&self) -> bool {
+        match self {
+            Self::Unusable { .. } | Self::Shared { .. } | Self::AddressTaken { .. } => true,
+            Self::NotInCharge | Self::Step { .. } | Self::Undo { .. } => false,
+            Self::NoNetns { .. } | Self::HostNetns { .. } | Self::ForeignNetns { .. } => true,
+        }
+    }
+
     /// Whether the pod's network namespace may just be elsewhere.
     pub fn is_elsewhere(&self) -> bool {
         matches!(self, Self::NoNetns { .. } | Self::HostNetns { .. } | Self::ForeignNetns { .. })
