@@ -153,7 +153,7 @@ impl Connection {
         Ok(())
     }
 
-    fn check_unwritten(&self) -> Result<(), ConnectionError> {
+    pub(super) fn check_unwritten(&self) -> Result<(), ConnectionError> {
         if self.output.len() > MAX_UNWRITTEN {
             return connection_error(ErrorCode::ENHANCE_YOUR_CALM, "the peer demands answers and does not read them");
         }

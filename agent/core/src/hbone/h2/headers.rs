@@ -119,6 +119,8 @@ impl Connection {
 
     fn request(&mut self, id: u32, end_stream: bool, list: List) -> Outcome {
         self.last_stream = id;
+        // Each will be answered, if only by a refusal.
+        self.check_unwritten()?;
         if self.refusing || self.streams.len() >= self.settings.max_concurrent_streams as usize {
             self.budget.spend(Budget::STREAM)?;
             self.reply_reset(id, ErrorCode::REFUSED_STREAM)?;

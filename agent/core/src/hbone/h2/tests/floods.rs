@@ -164,6 +164,23 @@ fn a_peer_that_never_reads_cannot_make_the_output_grow() {
 }
 
 #[test]
+fn a_peer_that_is_refused_and_never_reads_cannot_make_the_output_grow() {
+    let mut server = server();
+    for i in 0..100_000u32 {
+        let id = 2 * i + 1;
+        let (_, error) = feed(&mut server, &connect(id));
+        assert!(server.pending_output().len() < 300 << 10);
+        if let Some(error) = error {
+            assert_eq!(error.code, ErrorCode::ENHANCE_YOUR_CALM);
+            return;
+        }
+        server.respond(StreamId(id), 401, &[], true).unwrap();
+        server.reset(StreamId(id), ErrorCode::NO_ERROR);
+    }
+    panic!("never bounded");
+}
+
+#[test]
 fn oversized_settings_and_go_away_are_refused_by_their_header() {
     for kind in [kind::SETTINGS, kind::GOAWAY] {
         let claim = FrameHeader { len: 60_000, kind, flags: 0, stream: 0 }.encode();
