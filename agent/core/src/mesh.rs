@@ -66,7 +66,8 @@ pub struct Mesh {
     interner: Interner,
     namespaces: Namespaces,
     nodes: HashMap<Arc<str>, Arc<Locality>>,
-    workloads: ShardedMap<WorkloadUid, WorkloadState>,
+    /// Boxed, so that a table that grows moves little.
+    workloads: ShardedMap<WorkloadUid, Box<WorkloadState>>,
     indexes: WorkloadIndexes,
     services: ServiceStore,
     gateways: HashMap<NamespacedName, WaypointFacts>,

@@ -109,7 +109,7 @@ impl Mesh {
     /// Works out what readers see of a workload, and which services have to be told.
     pub(super) fn rebuild_workload(&mut self, uid: &WorkloadUid, facts_changed: bool) {
         // Taken out of its place and put back: it is worked on beside the rest of the mesh.
-        let Some(mut state) = self.workloads.get_mut(uid).map(std::mem::take) else {
+        let Some(mut state) = self.workloads.get_mut(uid).map(|state| std::mem::take(&mut **state)) else {
             return self.judge_sandbox(uid, None);
         };
         let built = state.facts.as_deref().and_then(|facts| self.build(uid, facts));
@@ -135,7 +135,7 @@ impl Mesh {
             }
         }
         if let Some(place) = self.workloads.get_mut(uid) {
-            *place = state;
+            **place = state;
         }
     }
 
