@@ -155,7 +155,8 @@ fn decide(ctx: &SockAddrContext, destination: &Ip, to_loopback: impl FnOnce()) -
     if socket_type != SOCK_STREAM {
         return PASS;
     }
-    let is_served = is_listening(&ListenerKey::new(netns, Role::Outbound));
+    // Asked only for what is captured, or bypassed by name: what needs no agent does not pay for finding its listener.
+    let is_served = || is_listening(&ListenerKey::new(netns, Role::Outbound));
     let outward = || {
         let settings = settings();
         verdict::outward(

@@ -91,7 +91,7 @@ pub fn connect(
     destination: &Ip,
     mark: u32,
     bound_device: u32,
-    is_served: bool,
+    is_served: impl FnOnce() -> bool,
     is_own: impl FnOnce() -> bool,
     outward: impl FnOnce() -> Outward,
 ) -> Connect {
@@ -109,7 +109,7 @@ pub fn connect(
     match outward() {
         Outward::Bypass(counter) => Connect::Bypass(counter),
         Outward::Refuse(counter) => Connect::Refuse { unbind, counter },
-        Outward::Capture if is_served => Connect::Steer { unbind },
+        Outward::Capture if is_served() => Connect::Steer { unbind },
         Outward::Capture => Connect::Refuse { unbind, counter: Counter::OutboundNoListener },
     }
 }

@@ -26,13 +26,13 @@ pub enum Outward {
 
 /// Decides it.
 ///
-/// `port_rule` and `address_rule` say whether a rule bypasses the port and the address; they are asked only where it
-/// matters. `is_dns`: it goes to the port of DNS, in a pod that captures DNS, so that the agent answers it.
+/// `is_served`, that the agent listens for what the pod dials, and `port_rule` and `address_rule`, that a rule bypasses
+/// the port and the address, are asked only where it matters. `is_dns`: it goes to the port of DNS, in a pod that captures DNS, so that the agent answers it.
 #[inline(always)]
 pub fn outward(
     settings: Settings,
     destination: Option<Destination>,
-    is_served: bool,
+    is_served: impl FnOnce() -> bool,
     is_dns: bool,
     port_rule: impl FnOnce() -> bool,
     address_rule: impl FnOnce() -> bool,
@@ -42,7 +42,7 @@ pub fn outward(
     }
     match destination {
         Some(Destination::Mesh) => return Outward::Capture,
-        Some(Destination::Named) if is_served => return Outward::Bypass(Counter::BypassNamespace),
+        Some(Destination::Named) if is_served() => return Outward::Bypass(Counter::BypassNamespace),
         Some(Destination::Named) => return Outward::Capture,
         Some(Destination::Known) | None => {}
     }
@@ -73,7 +73,7 @@ mod tests {
     const REGISTRY: Settings = settings(Settings::COMPLETE | Settings::REGISTRY_ONLY);
 
     fn decide(settings: Settings, destination: Option<Destination>, port: bool, address: bool) -> Outward {
-        outward(settings, destination, true, false, || port, || address)
+        outward(settings, destination, || true, false, || port, || address)
     }
 
     #[test]
@@ -87,7 +87,7 @@ mod tests {
     fn a_namespace_is_bypassed_by_its_name_while_the_agent_knows_whose_the_address_is() {
         let named = Some(Destination::Named);
         assert_eq!(decide(settings(0), named, false, false), Outward::Bypass(Counter::BypassNamespace));
-        assert_eq!(outward(COMPLETE, named, false, false, || true, || true), Outward::Capture);
+        assert_eq!(outward(COMPLETE, named, || false, false, || true, || true), Outward::Capture);
     }
 
     #[test]
@@ -103,7 +103,7 @@ mod tests {
 
     #[test]
     fn bypassing_by_rule_does_not_need_the_agent() {
-        assert_eq!(outward(COMPLETE, None, false, false, || true, || false), Outward::Bypass(Counter::BypassPort));
+        assert_eq!(outward(COMPLETE, None, || false, false, || true, || false), Outward::Bypass(Counter::BypassPort));
     }
 
     #[test]
@@ -125,7 +125,7 @@ mod tests {
     #[test]
     fn dns_that_the_agent_answers_is_never_bypassed_or_refused() {
         for destination in [None, Some(Destination::Named)] {
-            assert_eq!(outward(REGISTRY, destination, true, true, || true, || true), Outward::Capture);
+            assert_eq!(outward(REGISTRY, destination, || true, true, || true, || true), Outward::Capture);
         }
     }
 

@@ -22,7 +22,7 @@ fn loopback_and_unspecified_addresses_are_loopback_in_both_families() {
 
 /// A `connect()` while the agent listens.
 fn connect(destination: &Ip, mark: u32, bound_device: u32) -> Connect {
-    super::connect(destination, mark, bound_device, true, || *destination == POD, || Outward::Capture)
+    super::connect(destination, mark, bound_device, || true, || *destination == POD, || Outward::Capture)
 }
 
 #[test]
@@ -35,7 +35,7 @@ fn streams_are_steered_and_freed_from_their_device() {
 
 #[test]
 fn while_nobody_listens_all_but_the_pod_itself_is_refused() {
-    let dead = |ip: &Ip, device| super::connect(ip, 0, device, false, || *ip == POD, || Outward::Capture);
+    let dead = |ip: &Ip, device| super::connect(ip, 0, device, || false, || *ip == POD, || Outward::Capture);
     assert_eq!(dead(&OUTSIDE, 0), Connect::Refuse { unbind: false, counter: Counter::OutboundNoListener });
     assert_eq!(dead(&OUTSIDE, 2), Connect::Refuse { unbind: true, counter: Counter::OutboundNoListener });
     assert_eq!(dead(&POD, 0), Connect::Steer { unbind: false });
@@ -146,7 +146,7 @@ fn a_pod_that_bypasses_inbound_is_still_captured_outbound() {
 
 #[test]
 fn what_leaves_the_pod_is_captured_bypassed_or_refused_and_the_pod_itself_is_not_asked_about() {
-    let leave = |ip: &Ip, outward| super::connect(ip, 0, 0, true, || *ip == POD, || outward);
+    let leave = |ip: &Ip, outward| super::connect(ip, 0, 0, || true, || *ip == POD, || outward);
     let bypass = Outward::Bypass(Counter::BypassPort);
     assert_eq!(leave(&OUTSIDE, bypass), Connect::Bypass(Counter::BypassPort));
     assert_eq!(leave(&POD, bypass), Connect::Steer { unbind: false });
@@ -159,7 +159,7 @@ fn what_leaves_the_pod_is_captured_bypassed_or_refused_and_the_pod_itself_is_not
 fn a_link_local_destination_is_on_the_link_of_others_and_not_bypassed() {
     let mut ip = v6(1);
     [ip[0], ip[1]] = [0xfe, 0x80];
-    let decided = super::connect(&ip, 0, 0, true, || false, || Outward::Bypass(Counter::BypassPort));
+    let decided = super::connect(&ip, 0, 0, || true, || false, || Outward::Bypass(Counter::BypassPort));
     assert_eq!(decided, Connect::Forbid(Counter::LinkLocal));
 }
 
