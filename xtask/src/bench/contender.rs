@@ -216,7 +216,7 @@ fn pids_below(cgroup: &Path) -> Vec<u32> {
 }
 
 /// User and system time of a process and its ended threads: proc_pid_stat(5), fields 14 and 15, in ticks of 10 ms.
-fn cpu_of(pid: u32) -> f64 {
+pub(super) fn cpu_of(pid: u32) -> f64 {
     const TICKS_PER_SECOND: f64 = 100.0;
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // The second field is the name in parentheses, and may hold anything.

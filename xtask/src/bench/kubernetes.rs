@@ -1,181 +1,133 @@
-//! What a large cluster costs an agent that reads it from an API server.
+//! What a large cluster costs an agent that reads it from an API server, and how fast the agent follows it.
+
+mod cluster;
 
 use std::fs;
+use std::net::SocketAddr;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Result, ensure};
 use culvert_tests::kube::ControlPlane;
-use culvert_tests::{Agent, AgentConfig, Topology};
-use serde_json::{Value, json};
+use culvert_tests::{Agent, AgentConfig, Histogram, Nginx, Place, Topology, eventually, http};
+use serde_json::json;
 
-use super::contender::release;
+use self::cluster::{NAMESPACE, PODS, POLICIES, SERVICES};
+use super::contender::{HTTP, cpu_of, release};
 use super::memory::settled;
 use super::report::Report;
-use crate::run::root;
 
 const READY: Duration = Duration::from_secs(120);
-const NAMESPACE: &str = "bench";
-const PODS: usize = 10_000;
-/// With ten endpoints each.
-const SERVICES: usize = 1_000;
-const POLICIES: usize = 500;
+const LIMIT: Duration = Duration::from_secs(10);
+const ANSWER: Duration = Duration::from_secs(5);
+/// How often a policy is written or deleted.
+const CHANGES: usize = 1_000;
+/// For how long the agent is watched for requests.
+const IDLE: Duration = Duration::from_secs(30);
+/// The API server's name for the agent.
+const USER: &str = "agent";
 
-/// Memory with these objects, and how long a first start and a restart take.
+/// What is measured.
+struct World<'a> {
+    cluster: ControlPlane,
+    topology: &'a Topology,
+    config: AgentConfig,
+    server: SocketAddr,
+}
+
+/// Memory with these objects; how long a first start takes, and restarts with the API server there and away; how long
+/// a change of policy; and what an idle agent asks for.
 pub(super) fn measure(report: &mut Report) -> Result<()> {
     eprintln!("bench: an API server with {PODS} pods, {SERVICES} Services and {POLICIES} policies");
     let cluster = ControlPlane::start()?;
-    fill(&cluster)?;
-    let topology = Topology::new(1)?;
-    let node = topology.node(1);
-    let _wire = cluster.reachable_in(&node.place())?;
-    let mut config = AgentConfig::with_binary(release("culvert"), &topology.scope().directory().join("mesh"));
-    config.kubeconfig = Some(cluster.kubeconfig());
-    config.log_directory = Some(topology.scope().directory().to_path_buf());
-    config.arguments = vec!["--state-dir".into(), topology.scope().directory().join("state").into()];
-    fs::create_dir_all(topology.scope().directory().join("state"))?;
+    let mut topology = Topology::new(1)?;
+    topology.add_pod(1, NAMESPACE, "client")?;
+    topology.add_pod(1, NAMESPACE, "server")?;
+    cluster::fill(&cluster, topology.pods())?;
+    let server = topology.pod("server");
+    let _nginx = Nginx::start(topology.scope(), server, HTTP, "text")?;
+    let _wire = cluster.reachable_in(&topology.node(1).place())?;
+    let directory = topology.scope().directory();
+    let mut config = AgentConfig::with_binary(release("culvert"), &directory.join("mesh"));
+    config.kubeconfig = Some(cluster.kubeconfig_with_certificate(USER, &format!("/O=system:masters/CN={USER}"))?);
+    config.log_directory = Some(directory.to_path_buf());
+    config.arguments = vec!["--state-dir".into(), directory.join("state").into()];
+    fs::create_dir_all(directory.join("state"))?;
+    let server = SocketAddr::new(server.ipv4(), HTTP);
+    let world = World { cluster, topology: &topology, config, server };
 
-    let start = || -> Result<(Agent, f64)> {
-        let started = Instant::now();
-        let mut agent = Agent::start(&topology, node, &config)?;
-        agent.wait_ready(READY)?;
-        Ok((agent, started.elapsed().as_secs_f64()))
-    };
-    let (agent, first) = start()?;
-    report.memory("ready with 10k pods of an API server", "s", first);
-    report.memory("RSS with 10k pods of an API server", "MB", settled(&agent)?.0 / 1e6);
+    let agent = world.start(report, "first start")?;
     drop(agent);
-    let (agent, again) = start()?;
-    report.memory("ready with 10k pods of an API server, restarted", "s", again);
-    report.memory("RSS with 10k pods of an API server, restarted", "MB", settled(&agent)?.0 / 1e6);
+    let agent = world.start(report, "restarted")?;
+    world.idle(&agent, report)?;
+    world.propagation(report)?;
+    drop(agent);
+    world.cluster.stop_apiserver()?;
+    let agent = world.start(report, "restarted, API server away")?;
+    drop(agent);
     Ok(())
 }
 
-fn fill(cluster: &ControlPlane) -> Result<()> {
-    for crd in fs::read_dir(root().join("deploy/helm/culvert/crds"))? {
-        cluster.crds(&fs::read_to_string(crd?.path())?)?;
+impl World<'_> {
+    fn client(&self) -> Place {
+        self.topology.pod("client").place()
     }
-    cluster.namespace(NAMESPACE)?;
-    let ambient = json!({ "metadata": { "labels": { "istio.io/dataplane-mode": "ambient" } } });
-    cluster.request("PATCH", &format!("/api/v1/namespaces/{NAMESPACE}"), Some(&ambient))?.success()?;
-    let core = format!("/api/v1/namespaces/{NAMESPACE}");
-    let accounts: Vec<_> = (0..PODS / 10).map(|n| ("POST", format!("{core}/serviceaccounts"), account(n))).collect();
-    cluster.request_many(&accounts).context("service accounts")?;
-    let pods: Vec<_> = (0..PODS).map(|n| ("POST", format!("{core}/pods"), pod(n))).collect();
-    cluster.request_many(&pods).context("pods")?;
-    let statuses: Vec<_> = (0..PODS).map(|n| ("PATCH", format!("{core}/pods/{}/status", name(n)), status(n))).collect();
-    cluster.request_many(&statuses).context("statuses of pods")?;
-    let services: Vec<_> = (0..SERVICES).map(|n| ("POST", format!("{core}/services"), service(n))).collect();
-    cluster.request_many(&services).context("Services")?;
-    let slices = format!("/apis/discovery.k8s.io/v1/namespaces/{NAMESPACE}/endpointslices");
-    let slices: Vec<_> = (0..SERVICES).map(|n| ("POST", slices.clone(), slice(n))).collect();
-    cluster.request_many(&slices).context("EndpointSlices")?;
-    let policies = format!("/apis/security.istio.io/v1/namespaces/{NAMESPACE}/authorizationpolicies");
-    let policies: Vec<_> = (0..POLICIES).map(|n| ("POST", policies.clone(), policy(n))).collect();
-    cluster.request_many(&policies).context("policies")
-}
 
-fn name(n: usize) -> String {
-    format!("app-{}-7d9c5b8f6d-{n:05}", n / 10)
-}
+    fn is_answered(&self) -> bool {
+        self.client().run(|| http::get(self.server, "/", ANSWER)).is_ok_and(|answer| answer.is_ok())
+    }
 
-fn address(n: usize) -> String {
-    format!("10.{}.{}.{}", 128 + n / 62_500, n / 250 % 250, n % 250 + 1)
-}
+    /// Starts an agent, and waits until it serves its pods.
+    fn start(&self, report: &mut Report, how: &str) -> Result<Agent> {
+        let started = Instant::now();
+        let mut agent = Agent::start(self.topology, self.topology.node(1), &self.config)?;
+        agent.wait_ready(READY)?;
+        eventually(LIMIT, "an answer through the mesh", || self.is_answered().then_some(()))?;
+        let took = started.elapsed().as_secs_f64();
+        report.memory(&format!("10k pods of an API server: serving, {how}"), "s", took);
+        report.memory(&format!("10k pods of an API server: RSS, {how}"), "MB", settled(&agent)?.0 / 1e6);
+        Ok(agent)
+    }
 
-fn account(n: usize) -> Value {
-    json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": format!("app-{n}") } })
-}
-
-/// As a Deployment's pod looks: most of it is of no interest to an agent.
-fn pod(n: usize) -> Value {
-    let app = format!("app-{}", n / 10);
-    let environment: Vec<_> = (0..20).map(|n| json!({ "name": format!("SETTING_{n}"), "value": "a value" })).collect();
-    let probe = json!({ "httpGet": { "path": "/healthz", "port": 8080 }, "periodSeconds": 10 });
-    json!({
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {
-            "name": name(n),
-            "labels": { "app": app, "version": "v1", "pod-template-hash": "7d9c5b8f6d" },
-            "annotations": { "prometheus.io/scrape": "true", "checksum/config": "5f70bf18a086007016e948b04aed3b82" },
-            "ownerReferences": [{
-                "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": format!("{app}-7d9c5b8f6d"), "uid": app,
-                "controller": true,
-            }],
-        },
-        "spec": {
-            "nodeName": format!("elsewhere-{}", n / 100),
-            "serviceAccountName": app,
-            "containers": [{
-                "name": "app", "image": "registry.example/app:1.2.3", "env": environment,
-                "ports": [{ "containerPort": 8080, "name": "http" }], "readinessProbe": probe, "livenessProbe": probe,
-            }],
-        },
-    })
-}
-
-fn status(n: usize) -> Value {
-    json!({
-        "status": {
-            "phase": "Running",
-            "podIP": address(n),
-            "podIPs": [{ "ip": address(n) }],
-            "conditions": [{ "type": "Ready", "status": "True" }],
-            "containerStatuses": [{
-                "name": "app", "ready": true, "restartCount": 0, "image": "registry.example/app:1.2.3",
-                "imageID": "registry.example/app@sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
-                "containerID": format!("containerd://{n:064}"), "state": { "running": {} },
-            }],
+    /// From the request that writes or deletes a policy to the first connection that is treated by it.
+    fn propagation(&self, report: &mut Report) -> Result<()> {
+        let path = format!("/apis/security.istio.io/v1/namespaces/{NAMESPACE}/authorizationpolicies");
+        let policy = json!({
+            "apiVersion": "security.istio.io/v1",
+            "kind": "AuthorizationPolicy",
+            "metadata": { "name": "measured" },
+            "spec": { "action": "DENY", "rules": [{ "to": [{ "operation": { "ports": [HTTP.to_string()] } }] }] },
+        });
+        let mut took = Histogram::default();
+        for change in 0..CHANGES {
+            let is_denied = change % 2 == 0;
+            let started = Instant::now();
+            match is_denied {
+                true => self.cluster.request("POST", &path, Some(&policy))?.success()?,
+                false => self.cluster.request("DELETE", &format!("{path}/measured"), None)?.success()?,
+            };
+            eventually(LIMIT, "a policy to be enforced", || (self.is_answered() != is_denied).then_some(()))?;
+            took.record(started.elapsed());
         }
-    })
-}
+        for (name, share) in [("median", 0.5), ("p99", 0.99), ("longest", 1.0)] {
+            let value = took.quantile(share).as_secs_f64() * 1e3;
+            report.memory(&format!("policy written to enforced, {name} of {CHANGES}"), "ms", value);
+        }
+        Ok(())
+    }
 
-fn service(n: usize) -> Value {
-    json!({
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": { "name": format!("app-{n}") },
-        "spec": { "selector": { "app": format!("app-{n}") }, "ports": [{ "name": "http", "port": 80, "targetPort": 8080 }] },
-    })
-}
-
-fn slice(n: usize) -> Value {
-    let endpoints: Vec<_> = (n * 10..n * 10 + 10)
-        .map(|pod| {
-            json!({
-                "addresses": [address(pod)],
-                "conditions": { "ready": true, "serving": true, "terminating": false },
-                "nodeName": format!("elsewhere-{}", pod / 100),
-                "targetRef": { "kind": "Pod", "name": name(pod), "namespace": NAMESPACE },
-            })
-        })
-        .collect();
-    json!({
-        "apiVersion": "discovery.k8s.io/v1",
-        "kind": "EndpointSlice",
-        "metadata": {
-            "name": format!("app-{n}-x7f2q"),
-            "labels": { "kubernetes.io/service-name": format!("app-{n}") },
-        },
-        "addressType": "IPv4",
-        "endpoints": endpoints,
-        "ports": [{ "name": "http", "port": 8080, "protocol": "TCP" }],
-    })
-}
-
-fn policy(n: usize) -> Value {
-    let principals: Vec<_> = (n..n + 5).map(|caller| format!("cluster.local/ns/{NAMESPACE}/sa/app-{caller}")).collect();
-    json!({
-        "apiVersion": "security.istio.io/v1",
-        "kind": "AuthorizationPolicy",
-        "metadata": { "name": format!("app-{n}") },
-        "spec": {
-            "selector": { "matchLabels": { "app": format!("app-{n}") } },
-            "action": "ALLOW",
-            "rules": [{
-                "from": [{ "source": { "principals": principals } }],
-                "to": [{ "operation": { "ports": ["8080"] } }],
-            }],
-        },
-    })
+    /// What an agent that has nothing to do asks the API server for, other than watches.
+    fn idle(&self, agent: &Agent, report: &mut Report) -> Result<()> {
+        let before = self.cluster.audit()?.len();
+        let cpu = cpu_of(agent.pid());
+        thread::sleep(IDLE);
+        let requests = self.cluster.requests_of(USER, before)?;
+        let others: Vec<_> = requests.iter().filter(|request| request.verb != "watch").collect();
+        let seconds = IDLE.as_secs();
+        report.memory(&format!("requests of an idle agent in {seconds} s, not watches"), "", others.len() as f64);
+        let cpu = (cpu_of(agent.pid()) - cpu) / IDLE.as_secs_f64();
+        report.memory("processor time of an idle agent", "ms/s", cpu * 1e3);
+        ensure!(others.is_empty(), "an idle agent asks for more than watches: {others:?}");
+        Ok(())
+    }
 }

@@ -56,10 +56,10 @@ impl Report {
             }
         }
         if !self.memory.is_empty() {
-            println!("\nMemory of one agent");
+            println!("\nOne agent");
         }
         for (what, unit, value) in &self.memory {
-            println!("  {what:<45} {value:>8.2} {unit}");
+            println!("  {what:<60} {value:>8.2} {unit}");
         }
     }
 
