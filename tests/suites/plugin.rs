@@ -100,6 +100,35 @@ fn a_pod_whose_object_comes_late_is_waited_for_and_one_outside_starts_and_can_be
 }
 
 #[test]
+fn a_list_of_what_is_in_use_that_is_missing_or_anothers_takes_no_running_pod_out_of_the_mesh() -> Result<()> {
+    let (mesh, runtime) = mesh(&[(1, "shop", "a"), (1, "shop", "b"), (2, "outside", "o")])?;
+    let [a, b, o] = ["a", "b", "o"].map(|name| mesh.pod(name));
+    let agent = mesh.agent(1)?;
+    runtime.add(a)?.success()?;
+    // A name of its network namespace that can be taken away.
+    let link = runtime.state().join("netns-of-b");
+    std::os::unix::fs::symlink(b.netns().path(), &link)?;
+    runtime.call_with("ADD", "shop", b, &link.display().to_string(), &b.addresses())?.success()?;
+    let missing = runtime.collect_garbage(None, a)?;
+    ensure!(!missing.status.success() && missing.stdout.contains("cni.dev/valid-attachments"), "{}", missing.stdout);
+    for valid in [&["another-runtimes"][..], &[]] {
+        runtime.collect_garbage(Some(valid), a)?.success()?;
+    }
+    std::thread::sleep(Duration::from_secs(1));
+    for pod in [a, b] {
+        ensure!(ask(&o.place(), at(pod.ipv4())).is_err(), "{} is let go\n{}", pod.name(), agent.log());
+        reaches(pod, o).with_context(|| agent.log())?;
+    }
+
+    fs::remove_file(&link)?;
+    runtime.collect_garbage(Some(&["sandbox-a"]), a)?.success()?;
+    eventually(LIMIT, "what is really gone to be let go", || ask(&o.place(), at(b.ipv4())).ok())
+        .with_context(|| agent.log())?;
+    ensure!(ask(&o.place(), at(a.ipv4())).is_err(), "the other is let go\n{}", agent.log());
+    Ok(())
+}
+
+#[test]
 fn without_an_agent_nothing_of_the_mesh_starts_and_everything_else_does() -> Result<()> {
     let (mesh, runtime) = mesh(&[(1, "shop", "a"), (1, "shop", "late"), (1, "outside", "b"), (2, "outside", "o")])?;
     let [a, late, b, o] = ["a", "late", "b", "o"].map(|name| mesh.pod(name));

@@ -74,7 +74,7 @@ pub(super) struct NetConf {
     pub(super) exclude_namespaces: BTreeSet<Arc<str>>,
     prev_result: Option<Value>,
     #[serde(rename = "cni.dev/valid-attachments")]
-    valid_attachments: Vec<ValidAttachment>,
+    valid_attachments: Option<Vec<ValidAttachment>>,
     /// The whole text.
     #[serde(skip)]
     text: String,
@@ -97,7 +97,7 @@ impl Default for NetConf {
             timeout_seconds: 30,
             exclude_namespaces: BTreeSet::new(),
             prev_result: None,
-            valid_attachments: Vec::new(),
+            valid_attachments: None,
             text: String::new(),
         }
     }
@@ -169,9 +169,16 @@ impl NetConf {
         ips.into_iter().flatten().filter(inside).filter_map(address).take(MAX_ADDRESSES).collect()
     }
 
-    /// The container IDs that are still in use, for GC.
-    pub(super) fn valid_containers(&self) -> Vec<String> {
-        self.valid_attachments.iter().map(|attachment| attachment.container_id.clone()).collect()
+    /// The container IDs that are still in use, for GC. A list that is not there says nothing of any of them.
+    pub(super) fn valid_containers(&self) -> Result<Vec<String>, CniError> {
+        let valid = self.valid_attachments.as_ref().ok_or_else(|| {
+            CniError::new(
+                code::INVALID_CONFIGURATION,
+                "no cni.dev/valid-attachments: GC needs the list of what is still in use, from a runtime that speaks \
+                 cniVersion 1.1.0",
+            )
+        })?;
+        Ok(valid.iter().map(|attachment| attachment.container_id.clone()).collect())
     }
 }
 
@@ -305,6 +312,9 @@ mod tests {
         assert_eq!(conf("{}").check_version().unwrap_err().code, 1);
         assert_eq!(conf(r#"{"cniVersion":"2.0.0"}"#).check_version().unwrap_err().code, 1);
         assert_eq!(conf(r#"{"cniVersion":"1.1.0"}"#).previous_result().unwrap_err().code, 7);
+        assert_eq!(conf(r#"{"cniVersion":"1.1.0"}"#).valid_containers().unwrap_err().code, 7);
+        assert_eq!(conf(r#"{"cni.dev/valid-attachments":null}"#).valid_containers().unwrap_err().code, 7);
+        assert_eq!(conf(r#"{"cni.dev/valid-attachments":[]}"#).valid_containers(), Ok(Vec::new()));
         for version in VERSIONS {
             let conf = conf(&format!(r#"{{"cniVersion":"{version}"}}"#));
             assert_eq!((conf.check_version(), conf.answer_version()), (Ok(()), version));

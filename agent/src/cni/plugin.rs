@@ -73,9 +73,9 @@ fn command(environment: &Environment, input: impl Read, version: &mut String) ->
             Ok(String::new())
         }
         "GC" => {
-            let valid = conf.valid_containers();
+            let valid = conf.valid_containers()?;
             if ask(&conf, Command::Gc { valid: valid.clone() }, TIMEOUT).is_err() {
-                let struck = Records::new(&conf.state_dir).keep(&valid);
+                let struck = Records::new(&conf.state_dir).collect_garbage(&valid);
                 struck.map_err(|error| CniError::new(code::IO, format!("{}: {error}", conf.state_dir.display())))?;
             }
             Ok(String::new())
@@ -266,14 +266,18 @@ mod tests {
         records.write(&attachment).unwrap();
         assert_eq!(case.call(), (String::new(), 0));
         assert_eq!(records.load(), []);
-        records.write(&attachment).unwrap();
         let mut gc = Case::new("GC", &directory);
+        let gone = Attachment { netns: Some("/nowhere".to_owned()), ..attachment };
+        records.write(&gone).unwrap();
+        let written = directory.join("state/sandboxes/c1.json");
+        assert_eq!(gc.error().0, 7, "a list that is missing does not say that nothing is in use");
+        assert!(written.exists());
         gc.conf = gc.conf.replace(
             "\"prevResult\"",
             r#""cni.dev/valid-attachments":[{"containerID":"c2","ifname":"eth0"}],"prevResult""#,
         );
         assert_eq!(gc.call(), (String::new(), 0));
-        assert_eq!(records.load(), []);
+        assert!(!written.exists());
     }
 
     #[test]

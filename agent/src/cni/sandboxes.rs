@@ -39,36 +39,48 @@ impl Records {
         remove_file(&self.path(container_id))
     }
 
-    /// Strikes out all but these, and returns those struck out.
-    pub(super) fn keep(&self, valid: &[String]) -> io::Result<Vec<Attachment>> {
-        let gone: Vec<_> = self.load().into_iter().filter(|known| !valid.contains(&known.container_id)).collect();
+    /// Strikes out those that are none of `valid` and whose network namespace is gone, and returns them. The list alone
+    /// does not do: of several runtimes that share a network configuration each knows its own sandboxes only.
+    pub(super) fn collect_garbage(&self, valid: &[String]) -> io::Result<Vec<Attachment>> {
+        let is_garbage = |known: &Attachment| !valid.contains(&known.container_id) && !has_netns(known);
+        let gone: Vec<_> = self.entries().filter_map(|path| self.read(&path)).filter(is_garbage).collect();
         gone.iter().try_for_each(|attachment| self.remove(&attachment.container_id))?;
         Ok(gone)
     }
 
     /// Those whose network namespace is still there. What cannot be read is struck out.
     pub(super) fn load(&self) -> Vec<Attachment> {
-        let entries = fs::read_dir(&self.0).into_iter().flatten().flatten().take(MAX_FILES);
-        let read = |path: PathBuf| {
-            let bytes = read_bounded(&path, MAX_BYTES).ok();
-            let attachment = bytes.and_then(|bytes| serde_json::from_slice::<Attachment>(&bytes).ok());
-            let is_there = |attachment: &Attachment| {
-                self.path(&attachment.container_id) == path
-                    && attachment.netns.as_deref().is_some_and(|netns| Path::new(netns).exists())
-            };
-            let found = attachment.filter(is_there);
+        let load = |path: PathBuf| {
+            let found = self.read(&path).filter(has_netns);
             if found.is_none() {
                 let _ = remove_file(&path);
             }
             found
         };
-        entries.filter_map(|entry| read(entry.path())).collect()
+        self.entries().filter_map(load).collect()
+    }
+
+    fn entries(&self) -> impl Iterator<Item = PathBuf> {
+        let entries = fs::read_dir(&self.0).into_iter().flatten().flatten().take(MAX_FILES);
+        entries.map(|entry| entry.path())
+    }
+
+    /// What is written there, under its own name.
+    fn read(&self, path: &Path) -> Option<Attachment> {
+        let bytes = read_bounded(path, MAX_BYTES).ok()?;
+        let attachment: Attachment = serde_json::from_slice(&bytes).ok()?;
+        (self.path(&attachment.container_id) == path).then_some(attachment)
     }
 
     fn path(&self, container_id: &str) -> PathBuf {
         let name = if is_container_id(container_id) { container_id } else { "invalid" };
         self.0.join(format!("{name}.json"))
     }
+}
+
+/// Whether its network namespace is there; what cannot be looked at may be.
+fn has_netns(attachment: &Attachment) -> bool {
+    attachment.netns.as_deref().is_some_and(|netns| Path::new(netns).try_exists().unwrap_or(true))
 }
 
 /// The sandboxes that an earlier agent was told of, for the mesh to know before it reads anything.
@@ -120,11 +132,23 @@ mod tests {
         found.sort();
         assert_eq!(found, ["a", "b"]);
         assert_eq!(fs::read_dir(directory.join("sandboxes")).unwrap().count(), 2);
-        let gone = records.keep(&["b".to_owned()]).unwrap();
-        assert_eq!(gone.len(), 1);
         assert_eq!(load(&directory)[0].1.uid.as_deref(), Some("u"));
+        records.remove("a").unwrap();
         records.remove("b").unwrap();
         assert_eq!(load(&directory), []);
+    }
+
+    #[test]
+    fn only_what_is_neither_valid_nor_there_is_garbage() {
+        let directory = TempDir::new();
+        let records = Records::new(&directory);
+        for (id, netns) in [("there", "/proc/self/ns/net"), ("valid", "/nowhere"), ("gone", "/nowhere")] {
+            records.write(&attachment(id, netns)).unwrap();
+        }
+        let gone = records.collect_garbage(&["valid".to_owned()]).unwrap();
+        assert_eq!(gone, [attachment("gone", "/nowhere")]);
+        let names = ["there", "valid", "gone"].map(|id| records.path(id).exists());
+        assert_eq!(names, [true, true, false]);
     }
 
     #[test]

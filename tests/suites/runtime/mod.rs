@@ -116,13 +116,27 @@ impl Runtime {
         self.start(command, namespace, pod, netns, addresses)?.finish(START)
     }
 
+    /// A GC with this list of what is in use, or without one.
+    pub(crate) fn collect_garbage(&self, valid: Option<&[&str]>, pod: &Pod) -> Result<Finished> {
+        let mut input = self.netconf(&[])?;
+        if let (Some(valid), Some(fields)) = (valid, input.as_object_mut()) {
+            let valid: Vec<_> = valid.iter().map(|id| json!({ "containerID": id, "ifname": "eth0" })).collect();
+            fields.insert("cni.dev/valid-attachments".to_owned(), valid.into());
+        }
+        self.spawn_with("GC", &input, pod.namespace(), pod, "")?.finish(START)
+    }
+
     pub(crate) fn spawn(&self, command: &str, pod: &Pod) -> Result<Process> {
         self.start(command, pod.namespace(), pod, &pod.netns().path().display().to_string(), &pod.addresses())
     }
 
     fn start(&self, name: &str, namespace: &str, pod: &Pod, netns: &str, addresses: &[IpAddr]) -> Result<Process> {
+        self.spawn_with(name, &self.netconf(addresses)?, namespace, pod, netns)
+    }
+
+    fn spawn_with(&self, name: &str, conf: &Value, namespace: &str, pod: &Pod, netns: &str) -> Result<Process> {
         let input = self.root.join(format!("{}-{name}.json", pod.name()));
-        fs::write(&input, self.netconf(addresses)?.to_string())?;
+        fs::write(&input, conf.to_string())?;
         let mut command = self.place.command(self.program()?)?;
         let pod_name = pod.name();
         let uid = self.uids.get(pod_name).cloned().unwrap_or_else(|| format!("{namespace}-{pod_name}"));

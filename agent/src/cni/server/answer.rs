@@ -187,7 +187,7 @@ impl Shared {
 
     async fn gc(&self, valid: Vec<String>) -> Answer {
         let records = self.records.clone();
-        let gone = match tokio::task::spawn_blocking(move || records.keep(&valid)).await {
+        let gone = match tokio::task::spawn_blocking(move || records.collect_garbage(&valid)).await {
             Ok(Ok(gone)) => gone,
             Ok(Err(error)) => return Answer::Refused { reason: format!("sandboxes cannot be struck out: {error}") },
             Err(_) => return Answer::Refused { reason: "the agent is stopping".to_owned() },
