@@ -2,8 +2,9 @@
 //!
 //! Through an upgrade everything stays: pods captured, plugin installed. With its DaemonSet gone, or on its way, nothing
 //! may be left on the node. The API server says which; when it does not answer, everything stays, since a node that is
-//! left with a plugin can be cleaned (`culvert cni uninstall`), and pods in clear cannot be called back. A permission or
-//! a token that was good when the agent started and is no longer was taken away with the rest of the installation.
+//! left with a plugin can be cleaned (`culvert cni uninstall`), and pods in clear cannot be called back. An answer of 401
+//! or 403 says nothing either: the token of an agent whose pod was deleted by force is void at once, and so is every
+//! agent's whose role somebody removed. Whoever uninstalls keeps both until the agents are gone.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -53,9 +54,16 @@ impl Lifecycle {
 
     /// Whether nothing of the agent is to stay on the node.
     pub async fn is_over(&self) -> bool {
-        let over = is_over(self.ask().await, self.was_there.load(Ordering::Relaxed));
+        let (word, was_there) = (self.ask().await, self.was_there.load(Ordering::Relaxed));
+        let over = is_over(word, was_there);
         if over {
             tracing::info!(daemonset = self.daemonset, "uninstalled: nothing stays on this node");
+        } else if was_there && word == Word::Forbidden {
+            tracing::warn!(
+                daemonset = self.daemonset,
+                "may not be looked for any more: the node is left as it is, its pods captured; if Culvert was \
+                 uninstalled, run `culvert cni uninstall` on it"
+            );
         }
         over
     }
@@ -63,20 +71,27 @@ impl Lifecycle {
     async fn ask(&self) -> Word {
         let client = self.cluster.client();
         let sets: Api<DaemonSet> = Api::namespaced(client.clone(), client.default_namespace());
-        match tokio::time::timeout(ANSWER, sets.get_opt(&self.daemonset)).await {
-            Ok(Ok(Some(set))) if set.metadata.deletion_timestamp.is_none() => Word::There,
-            Ok(Ok(_)) => Word::Gone,
-            Ok(Err(kube::Error::Api(status))) if matches!(status.code, 401 | 403) => Word::Forbidden,
-            Ok(Err(_)) | Err(_) => Word::Silent,
+        let answer = tokio::time::timeout(ANSWER, sets.get_opt(&self.daemonset)).await;
+        answer.map_or(Word::Silent, |answer| Word::of(&answer))
+    }
+}
+
+impl Word {
+    fn of(answer: &kube::Result<Option<DaemonSet>>) -> Self {
+        match answer {
+            Ok(Some(set)) if set.metadata.deletion_timestamp.is_none() => Self::There,
+            Ok(_) => Self::Gone,
+            Err(kube::Error::Api(status)) if matches!(status.code, 401 | 403) => Self::Forbidden,
+            Err(_) => Self::Silent,
         }
     }
 }
 
 fn is_over(word: Word, was_there: bool) -> bool {
     match word {
-        Word::There | Word::Silent => false,
+        Word::There | Word::Silent | Word::Forbidden => false,
         // Never there: started by hand, and stopped by hand.
-        Word::Gone | Word::Forbidden => was_there,
+        Word::Gone => was_there,
     }
 }
 
@@ -89,12 +104,22 @@ mod tests {
         for (word, was_there, expected) in [
             (Word::There, true, false),
             (Word::Gone, true, true),
-            (Word::Forbidden, true, true),
+            (Word::Forbidden, true, false),
             (Word::Forbidden, false, false),
             (Word::Silent, true, false),
             (Word::Gone, false, false),
         ] {
             assert_eq!(is_over(word, was_there), expected, "{word:?} {was_there}");
         }
+    }
+
+    #[test]
+    fn an_agent_whose_pod_was_deleted_by_force_or_whose_role_is_gone_leaves_the_node_as_it_is() {
+        for code in [401, 403] {
+            let status = kube::core::Status { code, ..Default::default() };
+            let word = Word::of(&Err(kube::Error::Api(Box::new(status))));
+            assert_eq!((word, is_over(word, true)), (Word::Forbidden, false), "{code}");
+        }
+        assert!(is_over(Word::of(&Ok(None)), true));
     }
 }
