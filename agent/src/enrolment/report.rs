@@ -52,7 +52,7 @@ pub struct States {
 }
 
 impl States {
-    pub(super) fn set(&self, uid: &str, name: &NamespacedName, state: PodState, netns: Option<Arc<str>>) {
+    pub(crate) fn set(&self, uid: &str, name: &NamespacedName, state: PodState, netns: Option<Arc<str>>) {
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let mut states = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = states.get_mut(uid).filter(|known| known.state == state) {

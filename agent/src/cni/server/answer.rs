@@ -4,6 +4,8 @@ use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use culvert_api::Object;
+use culvert_api::k8s_openapi::api::core::v1::{Namespace, Pod};
+use culvert_core::enrolment::{EnrolmentRules, PodTraits, Why, eligibility};
 use culvert_core::mesh::{Change, Sandbox, SandboxVerdict, Snapshot};
 use culvert_core::workload::NamespacedName;
 use tokio::sync::oneshot;
@@ -15,12 +17,25 @@ use super::super::sandboxes::{pod, sandbox};
 use super::{Current, Shared, Told};
 use crate::enrolment::PodState;
 
+#[cfg(test)]
+mod tests;
+
 /// How long an ADD may take; less than the plugin waits.
 const ADD: Duration = Duration::from_secs(25);
 /// How long the watch has to bring a pod and its namespace before the API server is asked for them.
 const WATCH: Duration = Duration::from_millis(500);
 /// How long a pod that could not be taken in may be tried again before the runtime is told; it tries again too.
 const FAILING: Duration = Duration::from_secs(5);
+
+/// What the API server says of a pod.
+enum Word {
+    /// All that there is to say.
+    Final(Answer),
+    /// That it belongs to the mesh, which knows it soon: a watch that lags behind must not let it start in clear.
+    Belongs,
+    /// Nothing certain: the mesh knows more soon, or the API server is away.
+    Nothing,
+}
 
 impl Shared {
     pub(super) async fn answer(&self, request: Request) -> Answer {
@@ -51,7 +66,7 @@ impl Shared {
     async fn add(&self, attachment: Attachment, netns: String) -> Answer {
         let pod = pod(&attachment);
         if self.context.rules.excludes(&pod.namespace) {
-            return not_in_mesh(&culvert_core::enrolment::Why::ExcludedNamespace);
+            return not_in_mesh(&Why::ExcludedNamespace);
         }
         let (records, written) = (self.records.clone(), attachment.clone());
         let written = tokio::task::spawn_blocking(move || records.write(&written)).await;
@@ -77,12 +92,15 @@ impl Shared {
         let (mut snapshots, mut states) = (self.context.snapshots.clone(), self.context.states.subscribe());
         let mut ask_at = Some(Instant::now() + WATCH);
         let mut failing = None;
+        // The API server has said so, whatever the mesh still thinks of it.
+        let mut belongs = false;
         loop {
             states.borrow_and_update();
             let snapshot = snapshots.borrow_and_update().clone();
             let mut until = None;
             match snapshot.sandbox(pod) {
-                Some(SandboxVerdict::Out(why)) => return not_in_mesh(why),
+                Some(SandboxVerdict::Out(why)) if !belongs => return not_in_mesh(why),
+                Some(SandboxVerdict::Out(_)) => {}
                 Some(SandboxVerdict::In(uid)) => match self.context.states.outcome(uid, netns) {
                     Some(PodState::Enrolled) => return Answer::Enrolled,
                     Some(PodState::Failed(reason)) => {
@@ -97,8 +115,10 @@ impl Shared {
                 Some(SandboxVerdict::NoPod | SandboxVerdict::NoNamespace) | None => match ask_at {
                     Some(at) if at <= Instant::now() => {
                         ask_at = None;
-                        if let Some(answer) = self.ask(pod, attachment.uid.as_deref(), &snapshot).await {
-                            return answer;
+                        match self.ask(pod, attachment.uid.as_deref(), &snapshot).await {
+                            Word::Final(answer) => return answer,
+                            Word::Belongs => belongs = true,
+                            Word::Nothing => {}
                         }
                     }
                     at => until = at,
@@ -120,23 +140,28 @@ impl Shared {
         }
     }
 
-    /// Has the API server say what the watch has not brought yet. An answer is final; without one the mesh knows more
-    /// soon, or the API server is away.
-    async fn ask(&self, pod: &NamespacedName, uid: Option<&str>, snapshot: &Snapshot) -> Option<Answer> {
+    /// Has the API server say what the watch has not brought yet.
+    async fn ask(&self, pod: &NamespacedName, uid: Option<&str>, snapshot: &Snapshot) -> Word {
         let Some(pods) = &self.context.pods else {
             // Objects of files: a namespace that is in none has no labels, and asks for nothing.
-            let is_unlabelled = matches!(snapshot.sandbox(pod), Some(SandboxVerdict::NoNamespace));
-            return is_unlabelled.then(|| not_in_mesh(&culvert_core::enrolment::Why::NotLabelled));
+            return match snapshot.sandbox(pod) {
+                Some(SandboxVerdict::NoNamespace) => Word::Final(not_in_mesh(&Why::NotLabelled)),
+                _ => Word::Nothing,
+            };
         };
         let (found, namespace) = tokio::join!(pods.find(pod), pods.find_namespace(&pod.namespace));
         let found = found.filter(|found| uid.is_none_or(|uid| found.metadata.uid.as_deref() == Some(uid)));
+        let belongs = match (&found, &namespace) {
+            (Some(found), Some(namespace)) => belongs(&self.context.rules, found, namespace),
+            _ => false,
+        };
         let namespace = namespace.filter(|_| snapshot.namespace_labels(&pod.namespace).is_none());
         let objects = found.map(Object::from).into_iter().chain(namespace.map(Object::from));
         let changes: Vec<Change> = objects.map(Change::Upsert).collect();
         if !changes.is_empty() {
             let _ = self.context.mesh.send(Told::Found(changes)).await;
         }
-        None
+        if belongs { Word::Belongs } else { Word::Nothing }
     }
 
     fn overdue(&self, pod: &NamespacedName) -> Answer {
@@ -144,7 +169,7 @@ impl Shared {
             Some(SandboxVerdict::NoPod) | None => "the API server has not told the agent of it",
             Some(SandboxVerdict::NoNamespace) => "the API server has not told the agent of its namespace",
             Some(SandboxVerdict::In(_)) => "it is still being enrolled",
-            Some(SandboxVerdict::Out(_)) => "it has just left the mesh",
+            Some(SandboxVerdict::Out(_)) => "the agent has not been told of the labels that put it into the mesh",
         };
         refused(pod, &format!("{what}, after {} s; see the agent's log", ADD.as_secs()))
     }
@@ -226,7 +251,15 @@ impl Shared {
     }
 }
 
-fn not_in_mesh(why: &culvert_core::enrolment::Why) -> Answer {
+fn belongs(rules: &EnrolmentRules, pod: &Pod, namespace: &Namespace) -> bool {
+    let meta = &pod.metadata;
+    let host_network = pod.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or(false);
+    let traits = PodTraits::read(&meta.annotations.as_ref(), host_network);
+    let name = namespace.metadata.name.as_deref().unwrap_or_default();
+    eligibility(rules, name, &namespace.metadata.labels.as_ref(), &meta.labels.as_ref(), traits).is_ok()
+}
+
+fn not_in_mesh(why: &Why) -> Answer {
     Answer::NotInMesh { reason: why.to_string() }
 }
 
