@@ -98,9 +98,12 @@ pub fn install_configuration(paths: &Paths, entry: &str) -> Result<Installed, In
             installed.unusable.push(format!("{}: {error}", path.display()));
             continue;
         }
-        if installed.configuration.is_some() {
-            if let Ok(Some(text)) = unmerge(&bytes) {
-                replace(&path, &text).map_err(failed)?;
+        if let Some(chosen) = &installed.configuration {
+            // A list that was written a moment ago may be in the place of one that the directory had before.
+            if *chosen != path
+                && let Ok(Some(text)) = unmerge(&bytes)
+            {
+                give_back(&path, &text).map_err(failed)?;
                 installed.has_changed = true;
             }
             continue;
@@ -108,6 +111,7 @@ pub fn install_configuration(paths: &Paths, entry: &str) -> Result<Installed, In
         let Ok(merged) = merge(&bytes, entry) else { continue };
         installed.configuration = Some(if merged.became_list {
             let list = path.with_extension("conflist");
+            set_aside(&list, &path).map_err(failed)?;
             write_atomically(&list, merged.text.as_bytes(), mode(&path)).map_err(failed)?;
             fs::rename(&path, saved(&path)).map_err(failed)?;
             installed.has_changed = true;
@@ -144,12 +148,7 @@ pub fn uninstall(paths: &Paths) -> Result<(), InstallError> {
         let Ok(Some(text)) = read_bounded(&path, MAX_BYTES).map(|bytes| unmerge(&bytes).ok().flatten()) else {
             continue;
         };
-        let original = ["conf", "json"].map(|extension| path.with_extension(extension));
-        let done = match original.iter().find(|original| saved(original).exists()) {
-            Some(original) => fs::rename(saved(original), original).and_then(|()| remove_file(&path)),
-            None => replace(&path, &text),
-        };
-        attempt(&path, done);
+        attempt(&path, give_back(&path, &text));
     }
     let files = [binary(paths), paths.state_dir.join(KUBECONFIG), paths.state_dir.join(MESH_CACHE)];
     for file in files.into_iter().chain([paths.cni_socket.clone()]) {
@@ -179,6 +178,25 @@ fn configurations(directory: &Path) -> Result<Vec<PathBuf>, InstallError> {
         .collect();
     found.sort();
     Ok(found)
+}
+
+/// Saves a list that is where one is to be made of `single`, unless it is itself one that was made of it.
+fn set_aside(list: &Path, single: &Path) -> io::Result<()> {
+    let is_ours = || read_bounded(list, MAX_BYTES).is_ok_and(|bytes| matches!(unmerge(&bytes), Ok(Some(_))));
+    if !list.exists() || (saved(single).exists() && is_ours()) {
+        return Ok(());
+    }
+    fs::rename(list, saved(list))
+}
+
+/// Leaves in the place of `path`, from which the plugin was taken out as `text`, what was there before.
+fn give_back(path: &Path, text: &str) -> io::Result<()> {
+    let singles = ["conf", "json"].map(|extension| path.with_extension(extension));
+    let Some(single) = singles.iter().find(|single| saved(single).exists()) else {
+        return replace(path, text);
+    };
+    fs::rename(saved(single), single)?;
+    if saved(path).exists() { fs::rename(saved(path), path) } else { remove_file(path) }
 }
 
 fn saved(path: &Path) -> PathBuf {
@@ -272,6 +290,35 @@ mod tests {
         assert!(!install_configuration(&paths, ENTRY).unwrap().has_changed);
         uninstall(&paths).unwrap();
         assert_eq!(files(&paths.cni_conf_dir), [("10-bridge.conf".to_owned(), single.to_owned())]);
+    }
+
+    #[test]
+    fn a_list_of_the_same_name_as_a_single_configuration_is_kept_and_comes_back() {
+        let root = TempDir::new();
+        let paths = paths(&root);
+        let single = "{\"name\": \"k\", \"type\": \"bridge\"}";
+        fs::write(paths.cni_conf_dir.join("10-x.conf"), single).unwrap();
+        fs::write(paths.cni_conf_dir.join("10-x.conflist"), LIST).unwrap();
+        let before = files(&paths.cni_conf_dir);
+        let list = paths.cni_conf_dir.join("10-x.conflist");
+        let is_installed = || fs::read_to_string(&list).unwrap().contains("culvert-cni");
+
+        assert_eq!(install_configuration(&paths, ENTRY).unwrap().configuration, Some(list.clone()));
+        assert!(is_installed(), "{:?}", files(&paths.cni_conf_dir));
+        assert!(!install_configuration(&paths, ENTRY).unwrap().has_changed);
+        // Someone writes the single one again: the list that was made of it is not what there was before.
+        fs::write(paths.cni_conf_dir.join("10-x.conf"), single).unwrap();
+        install_configuration(&paths, ENTRY).unwrap();
+        assert!(is_installed());
+        uninstall(&paths).unwrap();
+        assert_eq!(files(&paths.cni_conf_dir), before);
+
+        // Another plugin takes over: then, too, both are as they were.
+        install_configuration(&paths, ENTRY).unwrap();
+        fs::write(paths.cni_conf_dir.join("05-new.conflist"), LIST).unwrap();
+        install_configuration(&paths, ENTRY).unwrap();
+        fs::remove_file(paths.cni_conf_dir.join("05-new.conflist")).unwrap();
+        assert_eq!(files(&paths.cni_conf_dir), before);
     }
 
     #[test]
