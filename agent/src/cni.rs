@@ -52,6 +52,7 @@ pub fn entry(paths: &Paths, rules: &EnrolmentRules) -> String {
         "stateDir": paths.state_dir,
         "kubeconfig": kubeconfig,
         "excludeNamespaces": rules.exclude_namespaces,
+        "enablementSelectors": rules.enablement_selectors,
     });
     entry.to_string()
 }

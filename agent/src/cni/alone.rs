@@ -33,18 +33,27 @@ pub(super) fn decide(conf: &NetConf, attachment: &Attachment, silence: &str) -> 
         return Ok(Why::ExcludedNamespace);
     }
     let cache = MeshCache::load(&conf.state_dir);
-    let rules = cache.as_ref().map(|cache| cache.rules.clone()).unwrap_or_default();
-    if rules.excludes(&attachment.namespace) {
+    let rules = cache.as_ref().map(|cache| cache.rules.clone()).or_else(|| conf.rules());
+    if rules.as_ref().unwrap_or(&EnrolmentRules::default()).excludes(&attachment.namespace) {
         return Ok(Why::ExcludedNamespace);
     }
     match ask(conf, attachment) {
-        Ok(facts) => by_facts(&rules, attachment, &facts, silence),
+        Ok(facts) => by_facts(rules.as_ref(), attachment, &facts, silence),
         Err(unknown) => by_cache(cache.as_ref(), attachment, silence, &unknown),
     }
 }
 
-fn by_facts(rules: &EnrolmentRules, attachment: &Attachment, facts: &Facts, silence: &str) -> Result<Why, CniError> {
+fn by_facts(
+    rules: Option<&EnrolmentRules>,
+    attachment: &Attachment,
+    facts: &Facts,
+    silence: &str,
+) -> Result<Why, CniError> {
     let Attachment { namespace, name, .. } = attachment;
+    // Not by the usual labels: others may have been chosen.
+    let Some(rules) = rules else {
+        return by_cache(None, attachment, silence, "nobody has told the plugin which labels ask for the mesh");
+    };
     let namespace_labels = facts.namespace.as_ref().and_then(|namespace| namespace.metadata.labels.as_ref());
     let meta = facts.pod.as_ref().map(|pod| &pod.metadata);
     let annotations = meta.and_then(|meta| meta.annotations.as_ref());
@@ -172,13 +181,50 @@ mod tests {
             if let Some(found) = &mut facts.namespace {
                 found.metadata.labels = namespace;
             }
-            by_facts(&EnrolmentRules::default(), &attachment("shop", "a"), &facts, SILENCE)
+            by_facts(Some(&EnrolmentRules::default()), &attachment("shop", "a"), &facts, SILENCE)
         };
         assert_eq!(decide(Some(BTreeMap::new()), Some(BTreeMap::new())), Ok(Why::NotLabelled));
         assert_eq!(decide(Some(labels("none")), Some(labels("ambient"))), Ok(Why::OptedOut));
         assert!(decide(Some(BTreeMap::new()), Some(labels("ambient"))).is_err());
         assert!(decide(Some(labels("ambient")), Some(BTreeMap::new())).is_err());
         assert!(decide(None, Some(labels("ambient"))).is_err(), "a static pod of the namespace");
+    }
+
+    #[test]
+    fn without_a_cache_the_selectors_of_the_configuration_decide_and_never_the_usual_ones() {
+        let selectors = r#"[{"namespaceSelector":{"matchLabels":{"mesh":"yes"}}}]"#;
+        let conf = format!(r#"{{"excludeNamespaces":["infra"],"enablementSelectors":{selectors}}}"#);
+        let rules = NetConf::read(conf.as_bytes()).unwrap().rules();
+        let decide = |rules: Option<&EnrolmentRules>, label: (&str, &str)| {
+            let mut namespace = Namespace::default();
+            namespace.metadata.labels = Some(BTreeMap::from([(label.0.to_owned(), label.1.to_owned())]));
+            let facts = Facts { pod: Some(Pod::default()), namespace: Some(namespace) };
+            by_facts(rules, &attachment("shop", "a"), &facts, SILENCE)
+        };
+        assert_eq!(decide(rules.as_ref(), ("mesh", "no")), Ok(Why::NotLabelled));
+        assert_eq!(decide(rules.as_ref(), ("mesh", "yes")).unwrap_err().code, code::TRY_AGAIN);
+        assert!(rules.is_some_and(|rules| rules.excludes("infra")));
+
+        let older = NetConf::read(&br#"{"excludeNamespaces":["infra"]}"#[..]).unwrap().rules();
+        let error = decide(older.as_ref(), ("mesh", "yes")).unwrap_err();
+        assert!(error.code == code::TRY_AGAIN && error.msg.contains("which labels"), "{error}");
+    }
+
+    #[test]
+    fn what_the_agent_writes_into_the_configuration_are_its_rules() {
+        let selector = r#"[{"podSelector":{"matchLabels":{"mesh":"yes"}}}]"#;
+        let rules = EnrolmentRules {
+            exclude_namespaces: ["infra".into()].into(),
+            enablement_selectors: serde_json::from_str(selector).unwrap(),
+        };
+        let paths = super::super::Paths {
+            cni_bin_dir: "/b".into(),
+            cni_conf_dir: "/c".into(),
+            cni_socket: "/s".into(),
+            state_dir: "/d".into(),
+        };
+        let entry = super::super::entry(&paths, &rules);
+        assert_eq!(NetConf::read(entry.as_bytes()).unwrap().rules(), Some(rules));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use culvert_core::cni::member;
+use culvert_core::enrolment::{EnablementSelector, EnrolmentRules};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -72,6 +73,8 @@ pub(super) struct NetConf {
     pub(super) timeout_seconds: u64,
     /// Pods of these namespaces start whatever happens.
     pub(super) exclude_namespaces: BTreeSet<Arc<str>>,
+    /// Which labels ask for the mesh; `None` in the entry of an agent that did not write them there.
+    enablement_selectors: Option<Vec<EnablementSelector>>,
     prev_result: Option<Value>,
     #[serde(rename = "cni.dev/valid-attachments")]
     valid_attachments: Option<Vec<ValidAttachment>>,
@@ -96,6 +99,7 @@ impl Default for NetConf {
             kubeconfig: None,
             timeout_seconds: 30,
             exclude_namespaces: BTreeSet::new(),
+            enablement_selectors: None,
             prev_result: None,
             valid_attachments: None,
             text: String::new(),
@@ -119,6 +123,12 @@ impl NetConf {
         let mut conf: Self = serde_json::from_str(&text).map_err(|error| decode(&error))?;
         conf.text = text;
         Ok(conf)
+    }
+
+    /// How pods are chosen, as far as the agent has written it here.
+    pub(super) fn rules(&self) -> Option<EnrolmentRules> {
+        let enablement_selectors = self.enablement_selectors.clone()?;
+        Some(EnrolmentRules { exclude_namespaces: self.exclude_namespaces.clone(), enablement_selectors })
     }
 
     /// Refuses versions of the specification that are not spoken.
