@@ -121,7 +121,7 @@ impl Node {
                 Report::new(move || proxies.connections())
             },
             redirection: redirection(&self.redirect, &states, &self.config.node_name),
-            readiness: readiness(&states, is_loaded, view.clone(), self.cni.as_ref().map(cni::AgentSide::problem)),
+            readiness: readiness(&states, is_loaded, view.clone(), self.cni.as_ref().map(cni::AgentSide::problems)),
             notes: {
                 let view = view.clone();
                 let states = states.clone();
@@ -394,14 +394,11 @@ fn readiness(
     states: &States,
     loaded: watch::Receiver<bool>,
     view: View,
-    plugin: Option<watch::Receiver<cni::keep::Problem>>,
+    plugin: Option<impl Fn() -> Vec<String> + Send + Sync + 'static>,
 ) -> Vec<admin::ReadinessCheck> {
     let states = states.clone();
     vec![
-        Arc::new(move || {
-            let problem = plugin.as_ref().and_then(|plugin| plugin.borrow().clone());
-            problem.map(|problem| format!("the CNI plugin is not installed: {problem}")).into_iter().collect()
-        }),
+        Arc::new(move || plugin.as_ref().map(|problems| problems()).unwrap_or_default()),
         Arc::new(move || {
             if *loaded.borrow() {
                 return Vec::new();

@@ -22,7 +22,9 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::time::Instant;
 
+use super::keep::Problem;
 use super::protocol::{self, Answer, Request};
 use super::sandboxes::{Records, pod};
 use crate::charge::{Turn, taken_after};
@@ -33,6 +35,8 @@ use crate::telemetry::Telemetry;
 const REQUEST: Duration = Duration::from_secs(5);
 /// How many requests are worked on at a time: a node whose pods all start at once.
 const MAX_REQUESTS: usize = 256;
+/// How often a socket that cannot be bound is tried again.
+const RETRY: Duration = Duration::from_secs(2);
 /// How often it is looked whether pods whose sandbox was taken down are gone.
 const SWEEP: Duration = Duration::from_secs(60);
 
@@ -76,6 +80,9 @@ pub struct Context {
 pub struct Server {
     path: PathBuf,
     listener: Option<UnixListener>,
+    /// When it is to be bound, where that has failed.
+    retry_at: Option<Instant>,
+    problem: watch::Sender<Problem>,
 }
 
 /// What all requests share.
@@ -109,7 +116,12 @@ impl Server {
             fs::create_dir_all(directory)?;
         }
         let listener = if at_once { Some(Self::bind(path)?) } else { None };
-        Ok(Self { path: path.to_path_buf(), listener })
+        Ok(Self { path: path.to_path_buf(), listener, retry_at: None, problem: watch::Sender::new(None) })
+    }
+
+    /// Why the plugin is not answered, for readiness; `None` while it is, or another agent is to answer it.
+    pub fn problem(&self) -> watch::Receiver<Problem> {
+        self.problem.subscribe()
     }
 
     fn bind(path: &Path) -> io::Result<UnixListener> {
@@ -123,16 +135,34 @@ impl Server {
         Ok(listener)
     }
 
-    /// Binds the socket where it is not this agent's, or no longer.
+    /// Binds the socket where it is not this agent's, or no longer; if it cannot, it is to be tried again.
     fn take(&mut self) {
-        match Self::bind(&self.path) {
-            Ok(listener) => self.listener = Some(listener),
-            Err(error) => tracing::error!(
-                %error,
-                "--cni-socket {}: cannot be bound: the CNI plugin is not answered",
-                self.path.display()
-            ),
+        let problem = match Self::bind(&self.path) {
+            Ok(listener) => {
+                self.listener = Some(listener);
+                None
+            }
+            Err(error) => {
+                let path = self.path.display();
+                Some(format!(
+                    "--cni-socket {path}: cannot be bound: {error}: remove what is there, or name another path"
+                ))
+            }
+        };
+        self.retry_at = problem.as_ref().map(|_| Instant::now() + RETRY);
+        if let Some(problem) = problem.as_ref().filter(|_| self.problem.borrow().as_ref() != problem.as_ref()) {
+            tracing::error!("the CNI plugin is not answered: {problem}");
         }
+        self.problem.send_replace(problem);
+    }
+
+    /// Binds it at last, unless that is another agent's affair by now.
+    fn try_again(&mut self, is_ours: bool) {
+        if is_ours {
+            return self.take();
+        }
+        self.retry_at = None;
+        self.problem.send_replace(None);
     }
 
     /// A connection to the socket, once there is one.
@@ -172,6 +202,11 @@ impl Server {
                     self.take();
                     continue;
                 }
+                () = at(self.retry_at) => {
+                    let is_ours = turns.borrow().is_ours;
+                    self.try_again(is_ours);
+                    continue;
+                }
                 _ = sweep.tick() => {
                     shared.sweep().await;
                     continue;
@@ -193,6 +228,13 @@ impl Server {
                 drop(place);
             });
         }
+    }
+}
+
+async fn at(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -223,5 +265,62 @@ impl Shared {
 
     fn count(&self, command: &'static str, result: &'static str) {
         self.requests.get_or_create_owned(&Labels { command, result }).inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files::testing::TempDir;
+    use crate::telemetry::AccessLog;
+
+    #[tokio::test]
+    async fn a_socket_that_cannot_be_bound_keeps_the_agent_from_being_ready_and_is_tried_again() {
+        let directory = TempDir::new();
+        let path = directory.join("cni.sock");
+        // Nothing can be moved there.
+        fs::create_dir_all(path.join("in-the-way")).unwrap();
+        let server = Server::new(&path, false).unwrap();
+        let mut problem = server.problem();
+        assert_eq!(*problem.borrow(), None);
+        let (_snapshots, snapshots) = watch::channel(culvert_core::mesh::Mesh::new().snapshot());
+        let (mesh, _told) = mpsc::channel(1);
+        let (_turn, turns) = watch::channel(Turn { is_ours: true, taken: 1 });
+        let context = Context {
+            rules: Arc::default(),
+            state_dir: directory.path().to_owned(),
+            snapshots,
+            states: States::default(),
+            mesh,
+            pods: None,
+            turns,
+        };
+        let serving = tokio::spawn(async move { server.serve(context, &Telemetry::new(AccessLog::off())).await });
+        let why = problem.wait_for(Option::is_some).await.unwrap().clone();
+        assert!(
+            why.as_deref().is_some_and(|why| why.contains("cni.sock") && why.contains("cannot be bound")),
+            "{why:?}"
+        );
+
+        fs::remove_dir_all(&path).unwrap();
+        tokio::time::timeout(10 * RETRY, problem.wait_for(Option::is_none)).await.unwrap().unwrap();
+        let mut stream = UnixStream::connect(&path).await.unwrap();
+        let request = Request { version: protocol::VERSION, command: protocol::Command::Status };
+        protocol::send(&mut stream, &request).await.unwrap();
+        assert_eq!(protocol::receive::<Answer>(&mut stream).await.unwrap(), Answer::Done);
+        serving.abort();
+    }
+
+    #[tokio::test]
+    async fn what_another_agent_is_to_answer_is_no_problem_of_this_one() {
+        let directory = TempDir::new();
+        let path = directory.join("cni.sock");
+        fs::create_dir_all(path.join("in-the-way")).unwrap();
+        let mut server = Server::new(&path, false).unwrap();
+        server.take();
+        assert!(server.problem().borrow().is_some() && server.retry_at.is_some());
+        fs::remove_dir_all(&path).unwrap();
+        server.try_again(false);
+        assert!(server.problem().borrow().is_none() && server.retry_at.is_none() && !path.exists());
     }
 }

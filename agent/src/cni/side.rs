@@ -51,9 +51,15 @@ impl AgentSide {
         tokio::spawn(async move { server.serve(context, &telemetry).await });
     }
 
-    /// What keeps new pods from being in the mesh before their first packet.
-    pub fn problem(&self) -> watch::Receiver<keep::Problem> {
-        self.problem.subscribe()
+    /// Tells what keeps new pods from starting, or from being in the mesh before their first packet: one line each.
+    pub fn problems(&self) -> impl Fn() -> Vec<String> + Send + Sync + 'static {
+        let (installation, socket) = (self.problem.subscribe(), self.server.problem());
+        move || {
+            let installation =
+                installation.borrow().as_ref().map(|why| format!("the CNI plugin is not installed: {why}"));
+            let socket = socket.borrow().as_ref().map(|why| format!("the CNI plugin is not answered: {why}"));
+            installation.into_iter().chain(socket).collect()
+        }
     }
 }
 
