@@ -98,7 +98,12 @@ fn add(conf: &NetConf, attachment: Attachment) -> Result<(), CniError> {
     }
     let timeout = Duration::from_secs(conf.timeout_seconds.clamp(1, MAX_ADD_TIMEOUT));
     match ask(conf, Command::Add(attachment.clone()), timeout) {
-        Ok(Answer::Enrolled | Answer::NotInMesh { .. } | Answer::Done) => Ok(()),
+        Ok(Answer::Enrolled | Answer::NotInMesh { .. }) => Ok(()),
+        Ok(Answer::Done) => Err(CniError::new(
+            code::REFUSED,
+            "the agent does not say whether the pod is in the mesh: it is another version's than the plugin, and \
+             installs its own in a moment",
+        )),
         Ok(Answer::Refused { reason }) => Err(CniError::new(code::REFUSED, reason)),
         Ok(Answer::Invalid { reason }) => Err(CniError::new(code::INVALID_ENVIRONMENT, reason)),
         Err(silence) => alone::decide(conf, &attachment, &silence).map(|_| ()),
@@ -232,6 +237,14 @@ mod tests {
         let directory = TempDir::new();
         let agent = agent(&directory, Some(Answer::Refused { reason: "no certificate".to_owned() }));
         assert_eq!(Case::new("ADD", &directory).error(), (100, "no certificate".to_owned()));
+        agent.join().unwrap();
+    }
+
+    #[test]
+    fn an_answer_that_says_nothing_of_the_pod_lets_nothing_start() {
+        let directory = TempDir::new();
+        let agent = agent(&directory, Some(Answer::Done));
+        assert_eq!(Case::new("ADD", &directory).error().0, 100);
         agent.join().unwrap();
     }
 
