@@ -67,8 +67,6 @@ pub struct Context<P> {
     pub pods: Option<Pods>,
     /// Whether the node's pods are this agent's.
     pub turns: watch::Receiver<Turn>,
-    /// Whether everything that the source holds could be read.
-    pub is_whole: Box<dyn Fn() -> bool + Send + Sync>,
     /// How many enrolled pods have each identity: the last to leave takes its certificate along.
     pub identities: Identities,
 }
@@ -103,13 +101,14 @@ pub async fn run<P: ProxyControl>(
     let mut tasks: JoinSet<String> = JoinSet::new();
     let mut strangers = Strangers::Unknown;
     loop {
-        let wanted: HashMap<String, Arc<PodEnrolment>> = {
+        let (wanted, is_whole): (HashMap<String, Arc<PodEnrolment>>, bool) = {
             let snapshot = snapshots.borrow_and_update();
-            snapshot.enrolled_pods_on(&node).map(|pod| (pod.uid.to_string(), pod.clone())).collect()
+            let wanted = snapshot.enrolled_pods_on(&node).map(|pod| (pod.uid.to_string(), pod.clone())).collect();
+            (wanted, snapshot.is_whole())
         };
         strangers = match strangers {
             Strangers::Forgotten => Strangers::Forgotten,
-            _ if (context.is_whole)() => {
+            _ if is_whole => {
                 context.announcer.wanted(wanted.keys().cloned());
                 forget_strangers(&context, &wanted).await;
                 Strangers::Forgotten

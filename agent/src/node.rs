@@ -184,7 +184,6 @@ impl Node {
             proxies: proxies.clone(),
             states,
             turns: charge.subscribe(),
-            is_whole: Box::new(move || view.is_whole()),
             identities: Identities::default(),
             announcer: announcer.clone(),
             pods: pods.clone(),
@@ -299,7 +298,7 @@ async fn follow_objects(
                 let Some(update) = update else { return };
                 settled = update.settled;
                 if settled {
-                    state.set_incomplete(update.incomplete);
+                    state.set_completeness(update.whole, update.incomplete);
                 }
                 update.changes
             }

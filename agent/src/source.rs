@@ -51,6 +51,8 @@ pub struct Update {
     pub changes: Vec<Change>,
     /// Whether the objects are complete with this piece, and so what they say may be acted on.
     pub settled: bool,
+    /// Whether everything there is could be read, so that what is not there is gone.
+    pub whole: bool,
     /// Why objects may be missing even so, if any are.
     pub incomplete: Option<Arc<str>>,
 }

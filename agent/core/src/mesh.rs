@@ -143,9 +143,11 @@ impl Mesh {
         self.snapshot()
     }
 
-    /// Says that objects may be missing, and why, or that none are: with the next [`Self::publish`], as what was staged.
-    pub fn set_incomplete(&mut self, why: Option<Arc<str>>) {
-        self.current.incomplete = why;
+    /// Says whether everything there is could be read, so that what is not here is gone; and why objects may be missing
+    /// that never were read, if any are. Readers see it with the next [`Self::publish`].
+    pub fn set_completeness(&mut self, whole: bool, incomplete: Option<Arc<str>>) {
+        self.current.whole = whole;
+        self.current.incomplete = incomplete;
     }
 
     /// The mesh as it was published last.

@@ -55,14 +55,6 @@ impl Source {
 }
 
 impl View {
-    /// Whether everything there is could be read, so that what is not there is gone.
-    pub fn is_whole(&self) -> bool {
-        match self {
-            Self::Files(status) => status.borrow().is_whole(),
-            Self::Watches(health) => health.is_whole(),
-        }
-    }
-
     /// What keeps the objects from being complete for the first time, one line a reason.
     pub fn missing(&self) -> Vec<String> {
         match self {

@@ -146,11 +146,6 @@ impl Health {
         self.0.status()
     }
 
-    /// Whether everything there is was read by this agent, and is followed.
-    pub fn is_whole(&self) -> bool {
-        self.0.is_whole()
-    }
-
     /// Why the objects are not complete, one line a reason.
     pub fn missing(&self) -> Vec<String> {
         self.0.missing()
@@ -230,6 +225,7 @@ impl Assembly {
         let mut assembler = self.recall(assembler).await?;
         let mut is_settled = false;
         let mut is_listed = false;
+        let mut was_whole = false;
         let patience = Instant::now() + PATIENCE;
         let mut unreachable = self.board.unreachable();
         let mut save_at: Option<Instant> = None;
@@ -286,8 +282,9 @@ impl Assembly {
                 self.send(changes, false).await?;
                 changes = rest;
             }
-            if !changes.is_empty() || (is_settled && is_first) {
-                self.send(changes, is_settled).await?;
+            let is_news = is_first || was_whole != self.board.is_whole();
+            if !changes.is_empty() || (is_settled && is_news) {
+                was_whole = self.send(changes, is_settled).await?;
             }
         }
     }
@@ -305,8 +302,12 @@ impl Assembly {
         Ok(assembler)
     }
 
-    async fn send(&self, changes: Vec<Change>, settled: bool) -> Result<(), Ended> {
-        self.updates.send(Update { changes, settled, incomplete: None }).await.map_err(|_| Ended)
+    /// Says whether what was sent so far is all there is.
+    async fn send(&self, changes: Vec<Change>, settled: bool) -> Result<bool, Ended> {
+        // Of the changes up to here, not of what has been listed since: those of it are still to come.
+        let whole = settled && self.board.is_whole();
+        self.updates.send(Update { changes, settled, whole, incomplete: None }).await.map_err(|_| Ended)?;
+        Ok(whole)
     }
 }
 

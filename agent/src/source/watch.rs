@@ -38,7 +38,7 @@ fn run(directory: &Path, last_good: LastGood, updates: &mpsc::Sender<Update>, st
     let mut watcher = None;
     let mut watched = None;
     let mut is_first = true;
-    let mut incomplete = None;
+    let (mut whole, mut incomplete) = (true, None);
     loop {
         // Watch before looking, so that nothing happens unseen in between. The watch of a directory that was removed
         // is gone for good: a new one has to be made.
@@ -51,14 +51,14 @@ fn run(directory: &Path, last_good: LastGood, updates: &mpsc::Sender<Update>, st
         scanner.scan(|change| pieces.push(change));
         is_first = false;
         let seen = scanner.status();
-        if seen.incomplete() != incomplete {
-            incomplete = seen.incomplete();
+        if (seen.is_whole(), seen.incomplete()) != (whole, incomplete.clone()) {
+            (whole, incomplete) = (seen.is_whole(), seen.incomplete());
             pieces.settled = false;
         }
         let is_gone = seen.problem.is_some();
         // Before whoever follows acts on the changes: what they do with pods that are missing depends on it.
         publish(seen, status);
-        pieces.settle(incomplete.clone());
+        pieces.settle(whole, incomplete.clone());
         if is_gone {
             watcher = None;
         }
@@ -91,9 +91,9 @@ impl Pieces<'_> {
         }
     }
 
-    fn settle(self, incomplete: Option<Arc<str>>) {
+    fn settle(self, whole: bool, incomplete: Option<Arc<str>>) {
         if !self.settled {
-            let _ = self.updates.blocking_send(Update { changes: self.next, settled: true, incomplete });
+            let _ = self.updates.blocking_send(Update { changes: self.next, settled: true, whole, incomplete });
         }
     }
 }

@@ -41,6 +41,7 @@ pub struct Snapshot {
     pub(super) nodes: HashMap<Arc<str>, OrdMap<Arc<str>, Arc<PodEnrolment>>>,
     pub(super) sandboxes: HashMap<WorkloadUid, SandboxVerdict>,
     pub(super) findings: OrdMap<ObjectRef, Arc<[Finding]>>,
+    pub(super) whole: bool,
     pub(super) incomplete: Option<Arc<str>>,
 }
 
@@ -90,6 +91,11 @@ impl Snapshot {
     /// Grows with each change.
     pub fn version(&self) -> u64 {
         self.version
+    }
+
+    /// Whether everything there was could be read: what is not here is gone.
+    pub fn is_whole(&self) -> bool {
+        self.whole
     }
 
     /// Why objects may be missing, if any are.

@@ -25,12 +25,12 @@ fn while_objects_may_be_missing_nothing_is_allowed_and_the_reason_is_given() {
         authorize(snapshot, &pod(snapshot, "cart-1"), &Call { principal: None, source_ip, destination })
     };
     assert!(decide(&state.snapshot()).allowed);
-    state.set_incomplete(Some("a.yaml:3:1: not YAML".into()));
+    state.set_completeness(false, Some("a.yaml:3:1: not YAML".into()));
     assert!(decide(&state.snapshot()).allowed, "not before it is published");
     let decision = decide(&state.publish());
     assert!(!decision.allowed);
     assert_eq!(decision.reason.to_string(), "policies may be missing: a.yaml:3:1: not YAML");
-    state.set_incomplete(None);
+    state.set_completeness(true, None);
     assert!(decide(&state.publish()).allowed);
 }
 
