@@ -7,6 +7,8 @@
 mod facts;
 mod figures;
 mod install;
+mod trouble;
+mod upgrade;
 mod world;
 
 use std::path::PathBuf;
@@ -73,13 +75,17 @@ fn walk(world: &mut World, options: &EndToEnd, started: Instant) -> Result<()> {
         figures::measure(world)?;
     }
     facts::unlabelled(world)?;
-    proven(started, "with the label removed, the pods are out of the mesh, without a restart");
+    before.check_pods(world)?;
+    proven(
+        started,
+        "label removed: the pods are out of the mesh without a restart, their network namespaces as they were",
+    );
     facts::labelled(world)?;
     install::uninstall(world)?;
     before.check(world)?;
     proven(
         started,
-        "labelled again and Culvert uninstalled, nothing is left behind: no pin, no rule, no route, no plugin, no annotation",
+        "uninstalled from a labelled namespace: no pin, rule, route, sysctl, plugin, file, annotation or object is left",
     );
     Ok(())
 }

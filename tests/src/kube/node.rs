@@ -19,6 +19,8 @@ pub const BUSYBOX: &str = "localhost/busybox:1";
 
 const START: Duration = Duration::from_secs(120);
 const ANSWER: Duration = Duration::from_secs(60);
+/// Where the kubelet finds static pods.
+const MANIFESTS: &str = "/etc/kubernetes/manifests";
 const SOCKET: &str = "/run/containerd/containerd.sock";
 const PAUSE: &str = "localhost/pause:1";
 
@@ -152,6 +154,24 @@ impl KubeNode {
         Ok(text)
     }
 
+    /// Has the kubelet run a pod from a file: a static pod, which the API server knows by a mirror, `NAME-NODE`.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_static_pod(&self, name: &str, pod: &str) -> Result<()> {
+        let path = self.machine.path(MANIFESTS).join(format!("{name}.yaml"));
+        fs::write(&path, pod).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Ends a static pod.
+    ///
+    /// # Errors
+    /// When there is none of this name.
+    pub fn remove_static_pod(&self, name: &str) -> Result<()> {
+        let path = self.machine.path(MANIFESTS).join(format!("{name}.yaml"));
+        fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))
+    }
+
     /// The end of the kubelet's log.
     pub fn kubelet_log(&self) -> String {
         end_of(&self.directory.join("kubelet.log"))
@@ -197,6 +217,7 @@ impl KubeNode {
         let kubeconfig = cluster.kubeconfig_with_certificate(&format!("node-{name}"), &user)?;
         let config = self.directory.join("kubelet.json");
         fs::write(&config, kubelet_config(cluster).to_string())?;
+        fs::create_dir_all(self.machine.path(MANIFESTS))?;
         let log = self.directory.join("kubelet.log");
         let mut command = self.machine.command(cluster.programs().path("kubelet")?);
         command
@@ -292,6 +313,8 @@ fn kubelet_config(cluster: &ControlPlane) -> Value {
         "kind": "KubeletConfiguration",
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "readOnlyPort": 0,
+        "staticPodPath": MANIFESTS,
+        "fileCheckFrequency": "1s",
         "cgroupDriver": "cgroupfs",
         "failSwapOn": false,
         // What it would do to the host's kernel and packet filter is not wanted.

@@ -1,30 +1,29 @@
 //! What is proven of an installed Culvert, in this order.
 
-use std::thread;
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 use culvert_tests::kube::container;
 use culvert_tests::{Capture, eventually};
 
-use super::install::{NAMESPACE, ready};
-use super::world::{LIMIT, OUTSIDE, PORT, SECRET, SHOP, World, fetch, is_ready, must, pod};
+use super::trouble::{agent_killed, node_without_agent, outage};
+use super::upgrade::upgraded;
+use super::world::{LIMIT, OUTSIDE, PORT, SECRET, SHOP, World, fetch, must, pod};
 
 type Fact = fn(&mut World) -> Result<()>;
 
-const AMBIENT: &str = "istio.io/dataplane-mode=ambient";
+pub(super) const AMBIENT: &str = "istio.io/dataplane-mode=ambient";
 const REDIRECTION: &str = "ambient.istio.io/redirection";
 const HBONE: u16 = 15008;
 
 pub(super) const ALL: &[(&str, Fact)] = &[
-    ("the namespace labelled, its running pods are in the mesh without a restart, and the wire is encrypted", labelled),
-    ("pods of one node are encrypted to each other as well, and the outside keeps its plain connections", same_node),
-    ("a new pod is in the mesh before its first packet", new_pod),
-    ("a pod that comes up on the other node is found there", rescheduled),
-    ("a policy is enforced, and lifted again", policy),
-    ("with the API server away, traffic, policy and certificates go on", outage),
-    ("with the agent killed, pods are refused, never reached in clear, and no pod of the mesh starts", agent_killed),
-    ("the agents are replaced one after the other, and at no moment is anything in clear", upgraded),
+    ("labelled: running pods are in the mesh without a restart, and the wire holds no byte of payload", labelled),
+    ("two pods of one node are encrypted to each other; the outside is reached, and reaches, in plaintext", same_node),
+    ("a new pod is in the mesh before its containers start: its first packet is encrypted", new_pod),
+    ("a DENY policy is enforced, and lifted", policy),
+    ("a pod that comes up on the other node is found there, and back", rescheduled),
+    ("API server away: traffic and policy go on; an agent restarted meanwhile says that it has a snapshot", outage),
+    ("agent killed (-9): its pods are refused or carried, never in clear, and carried again", agent_killed),
+    ("a node without an agent: its pods are refused, pods of the mesh do not start, others do", node_without_agent),
+    ("agents replaced one after the other: no open or new connection is dropped, none is in clear", upgraded),
 ];
 
 /// Whether the capture is a proof at all: without the mesh, it shows the secret.
@@ -77,20 +76,18 @@ fn new_pod(world: &mut World) -> Result<()> {
 }
 
 fn rescheduled(world: &mut World) -> Result<()> {
-    world.cluster.kubectl(&["delete", "pod", "web", "--namespace", SHOP, "--wait=true"])?;
-    world.cluster.apply(&pod(SHOP, "web", "n1"))?;
-    world.await_running(SHOP, "web")?;
-    world.await_call(SHOP, "client", world.service, true)?;
-    world.cluster.kubectl(&["delete", "pod", "web", "--namespace", SHOP, "--wait=true"])?;
-    world.cluster.apply(&pod(SHOP, "web", "n2"))?;
-    world.await_running(SHOP, "web")?;
-    world.await_call(SHOP, "client", world.service, true)?;
+    for node in ["n1", "n2"] {
+        world.cluster.kubectl(&["delete", "pod", "web", "--namespace", SHOP, "--wait=true"])?;
+        world.cluster.apply(&pod(SHOP, "web", node))?;
+        world.await_running(SHOP, "web")?;
+        world.await_call(SHOP, "client", world.service, true)?;
+    }
     let wire = world.capture_wire()?;
     must(world.call(SHOP, "client", world.service)?, "a call to the pod that came back")?;
     encrypted(wire)
 }
 
-fn policy(world: &mut World) -> Result<()> {
+pub(super) fn policy(world: &mut World) -> Result<()> {
     let deny = "\
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
@@ -99,67 +96,12 @@ spec: {action: DENY, rules: [{from: [{source: {namespaces: [shop]}}]}]}
 ";
     world.cluster.apply(deny)?;
     world.await_call(SHOP, "client", world.service, false)?;
+    must(world.call(OUTSIDE, "legacy", world.address(SHOP, "web")?)?, "a call that the policy does not name")?;
     world.cluster.delete(deny)?;
     world.await_call(SHOP, "client", world.service, true)
 }
 
-fn outage(world: &mut World) -> Result<()> {
-    let (client, web) = (container(&world.cluster, SHOP, "client")?, world.address(SHOP, "web")?);
-    let node = world.node_of(SHOP, "client")?;
-    world.cluster.kill_apiserver()?;
-    let wire = world.capture_wire()?;
-    let deadline = std::time::Instant::now() + Duration::from_secs(15);
-    while std::time::Instant::now() < deadline {
-        for to in [world.service, web] {
-            let done = node.exec_in(&client, &["/bin/sh", "-c", &fetch(to)])?;
-            ensure!(done.stdout.contains(SECRET), "with the API server away, no answer of {to}: {}", done.stderr);
-        }
-        thread::sleep(Duration::from_millis(500));
-    }
-    encrypted(wire)?;
-    world.cluster.start_apiserver()?;
-    policy(world)
-}
-
-fn agent_killed(world: &mut World) -> Result<()> {
-    let agent = agent_on(world, "n1")?;
-    // One that is stopped for good: a node without an agent. Its DaemonSet does not come back before it may.
-    world.cluster.kubectl(&["label", "node", "n1", "kubernetes.io/os=none", "--overwrite"])?;
-    let delete = ["delete", "pod", &agent, "--namespace", NAMESPACE, "--force", "--grace-period=0"];
-    world.cluster.kubectl(&delete)?;
-    let wire = world.capture_wire()?;
-    world.await_call(SHOP, "client", world.service, false)?;
-    must(!world.call(SHOP, "client", world.address(SHOP, "web")?)?, "a pod without an agent reaches nobody")?;
-    must(!world.call(OUTSIDE, "legacy", world.address(SHOP, "client")?)?, "nobody reaches a pod without an agent")?;
-    ensure!(!wire.finish()?.holds(SECRET.as_bytes()), "with the agent dead, something crossed the wire in clear");
-
-    world.cluster.apply(&pod(SHOP, "waiting", "n1"))?;
-    world.cluster.apply(&pod(OUTSIDE, "careless", "n1"))?;
-    world.await_running(OUTSIDE, "careless")?;
-    must(!is_ready(&world.pod(SHOP, "waiting")?), "no pod of the mesh starts without an agent")?;
-    world.cluster.kubectl(&["label", "node", "n1", "kubernetes.io/os=linux", "--overwrite"])?;
-    ready(world)?;
-    world.await_call(SHOP, "client", world.service, true)?;
-    world.await_running(SHOP, "waiting")?;
-    await_redirection(world, SHOP, "waiting", true)
-}
-
-fn upgraded(world: &mut World) -> Result<()> {
-    let before = [agent_on(world, "n1")?, agent_on(world, "n2")?];
-    let wire = world.capture_wire()?;
-    let patch = r#"{"spec":{"template":{"metadata":{"annotations":{"culvert.dev/rolled":"1"}}}}}"#;
-    world.cluster.kubectl(&["patch", "daemonset", "culvert-node", "--namespace", NAMESPACE, "--patch", patch])?;
-    eventually(LIMIT, "new agents on both nodes", || {
-        // Called all the while: what gets through must be encrypted.
-        let _ = world.call(SHOP, "client", world.service);
-        let now = [agent_on(world, "n1").ok()?, agent_on(world, "n2").ok()?];
-        (now[0] != before[0] && now[1] != before[1]).then_some(())
-    })?;
-    world.await_call(SHOP, "client", world.service, true)?;
-    encrypted(wire)
-}
-
-/// The label removed: out of the mesh, and in clear.
+/// The label removed: out of the mesh, in clear, and with nothing left in their network namespaces.
 pub(super) fn unlabelled(world: &World) -> Result<()> {
     let before = container(&world.cluster, SHOP, "client")?;
     world.label(SHOP, "istio.io/dataplane-mode-")?;
@@ -173,7 +115,7 @@ pub(super) fn unlabelled(world: &World) -> Result<()> {
 }
 
 /// That what a capture saw went through the tunnel, and only through it.
-fn encrypted(capture: Capture) -> Result<()> {
+pub(super) fn encrypted(capture: Capture) -> Result<()> {
     let seen = capture.finish()?;
     ensure!(!seen.holds(SECRET.as_bytes()), "the payload is on the wire, in clear");
     ensure!(seen.bytes_of_port(HBONE) > SECRET.len(), "nothing went through a tunnel");
@@ -182,18 +124,10 @@ fn encrypted(capture: Capture) -> Result<()> {
 }
 
 /// Waits until a pod says of itself that it is in the mesh, or no longer.
-fn await_redirection(world: &World, namespace: &str, name: &str, enabled: bool) -> Result<()> {
+pub(super) fn await_redirection(world: &World, namespace: &str, name: &str, enabled: bool) -> Result<()> {
     let what = format!("{namespace}/{name} to be {} the mesh", if enabled { "in" } else { "out of" });
     eventually(LIMIT, &what, || {
         let annotation = &world.pod(namespace, name).ok()?["metadata"]["annotations"][REDIRECTION];
         (enabled == (annotation.as_str() == Some("enabled"))).then_some(())
     })
-}
-
-/// The name of the ready agent of a node.
-pub(super) fn agent_on(world: &World, node: &str) -> Result<String> {
-    let pods = world.pods_of(NAMESPACE, "culvert-node")?;
-    let agent = pods.iter().find(|pod| pod["spec"]["nodeName"] == node && is_ready(pod));
-    let agent = agent.with_context(|| format!("{node} has no ready agent"))?;
-    Ok(agent["metadata"]["name"].as_str().unwrap_or_default().to_owned())
 }

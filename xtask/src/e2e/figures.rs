@@ -8,9 +8,8 @@ use anyhow::{Context, Result, ensure};
 use culvert_tests::{Histogram, eventually, http};
 use serde_json::json;
 
-use super::facts::agent_on;
 use super::install::{NAMESPACE, ready};
-use super::world::{LIMIT, SHOP, World, pod};
+use super::world::{LIMIT, SHOP, World, agent_on, pod};
 
 /// How long the agents are watched for requests.
 const IDLE: Duration = Duration::from_secs(60);

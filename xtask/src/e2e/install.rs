@@ -60,36 +60,82 @@ fn culvertctl(world: &World, command: &str) -> Command {
     culvertctl
 }
 
-/// What the nodes and pods looked like before Culvert came.
-pub(super) struct Untouched(Vec<String>);
+/// What the nodes, the pods and the cluster looked like before Culvert came.
+pub(super) struct Untouched {
+    pods: Vec<String>,
+    nodes: Vec<String>,
+    objects: String,
+}
+
+/// Everything that an agent may write to on a node; but not what the kernel and the harness keep there for pods that come
+/// and go: routes over their interfaces, and Services' addresses.
+const ON_A_NODE: &str = r"
+find /etc/cni/net.d /opt/cni/bin -type f -exec sha256sum {} + | sort
+find /sys/fs/bpf -type f | sort; find /run/culvert /var/lib/culvert -mindepth 1 2>/dev/null | sort
+find /sys/fs/cgroup -maxdepth 2 -name 'culvert*'
+ls -A /run/netns | grep -v ^cni- || true
+for family in -4 -6; do ip $family rule; ip $family route show table all | grep -v -e ' dev veth' -e ' dev lo ' || true; done
+";
+
+/// What it may change in a pod; not the addresses, which are others when the pod has come back.
+const IN_A_POD: &str = "\
+for family in -4 -6; do ip $family rule; ip $family route show table all | grep -v ' dev eth0'; done
+cat /proc/sys/net/ipv4/tcp_fwmark_accept /proc/sys/net/ipv4/fwmark_reflect /proc/sys/net/ipv6/fwmark_reflect";
+
+/// The kinds that the chart has objects of, and what its programs make.
+const KINDS: &str = "namespaces,serviceaccounts,roles,rolebindings,clusterroles,clusterrolebindings,configmaps,secrets,leases,\
+                     services,deployments,daemonsets,poddisruptionbudgets,networkpolicies,resourcequotas,priorityclasses";
 
 impl Untouched {
     pub(super) fn of(world: &World) -> Result<Self> {
-        let mut seen = Vec::new();
-        for node in &world.nodes {
-            // Everything that an agent may write to on a node.
-            let script = "find /etc/cni/net.d /opt/cni/bin -type f -exec sha256sum {} + | sort; find /sys/fs/bpf -type f | sort; \
-                          find /run/culvert /var/lib/culvert -mindepth 1 2>/dev/null || true; ip rule; ip route show table all";
-            seen.push(node.machine().output(LIMIT, "/bin/sh", &["-c", script])?.success()?);
-        }
-        for pod in ["client", "neighbour", "web"] {
-            let script = "ip rule; ip route show table all; cat /proc/sys/net/ipv4/tcp_fwmark_accept";
-            seen.push(world.shell(SHOP, pod, script)?.context("no shell")?);
-            seen.push(world.pod(SHOP, pod)?["metadata"]["annotations"].to_string());
-        }
-        Ok(Self(seen))
+        let nodes =
+            world.nodes.iter().map(|node| node.machine().output(LIMIT, "/bin/sh", &["-c", ON_A_NODE])?.success());
+        let columns = "custom-columns=KIND:.kind,NAMESPACE:.metadata.namespace,NAME:.metadata.name";
+        let listed = world.cluster.kubectl(&["get", KINDS, "--all-namespaces", "--no-headers", "-o", columns])?;
+        let mut objects: Vec<_> =
+            listed.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+        objects.sort();
+        Ok(Self { pods: pods(world)?, nodes: nodes.collect::<Result<_>>()?, objects: objects.join("\n") })
     }
 
-    /// That they look so again.
-    pub(super) fn check(&self, world: &World) -> Result<()> {
-        let mut now = Self::of(world)?;
-        let same = eventually(LIMIT, "the nodes and pods to be as they were", || {
-            now = Self::of(world).ok()?;
-            (now.0 == self.0).then_some(())
-        });
-        for (before, after) in self.0.iter().zip(&now.0) {
-            ensure!(before == after, "before Culvert came:\n{before}\nnow:\n{after}");
-        }
-        same
+    /// That the pods look so again, while Culvert is still there.
+    pub(super) fn check_pods(&self, world: &World) -> Result<()> {
+        same(|| pods(world), &self.pods)
     }
+
+    /// That everything looks so again.
+    pub(super) fn check(&self, world: &World) -> Result<()> {
+        let all = |seen: Self| [seen.pods, seen.nodes, vec![seen.objects]].concat();
+        let before = [self.pods.clone(), self.nodes.clone(), vec![self.objects.clone()]].concat();
+        same(|| Self::of(world).map(all), &before)?;
+        // Pods that came while Culvert was there look like those that came before it.
+        for name in ["eager", "waiting"] {
+            let rules = |name| world.shell(SHOP, name, "ip -4 rule; ip -6 rule")?.context("no shell");
+            ensure!(rules(name)? == rules("client")?, "{name} still has rules of Culvert's: {}", rules(name)?);
+        }
+        Ok(())
+    }
+}
+
+fn pods(world: &World) -> Result<Vec<String>> {
+    let mut seen = Vec::new();
+    for pod in ["client", "neighbour", "web"] {
+        seen.push(world.shell(SHOP, pod, IN_A_POD)?.context("no shell")?);
+        seen.push(world.pod(SHOP, pod)?["metadata"]["annotations"].to_string());
+    }
+    Ok(seen)
+}
+
+/// Waits until it is what it was before, or says line by line what is not.
+fn same(look: impl Fn() -> Result<Vec<String>>, before: &[String]) -> Result<()> {
+    let mut now = Vec::new();
+    let waited = eventually(LIMIT, "everything to be as it was", || {
+        now = look().ok()?;
+        (now == before).then_some(())
+    });
+    let lines = |all: &[String]| all.iter().flat_map(|text| text.lines().map(str::to_owned)).collect::<Vec<_>>();
+    let (was, is) = (lines(before), lines(&now));
+    let gone: Vec<_> = was.iter().filter(|line| !is.contains(line)).collect();
+    let new: Vec<_> = is.iter().filter(|line| !was.contains(line)).collect();
+    waited.with_context(|| format!("left behind: {new:#?}\ngone: {gone:#?}"))
 }

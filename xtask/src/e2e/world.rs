@@ -169,6 +169,14 @@ impl Drop for World {
     }
 }
 
+/// The name of the ready agent of a node.
+pub(super) fn agent_on(world: &World, node: &str) -> Result<String> {
+    let pods = world.pods_of(super::install::NAMESPACE, "culvert-node")?;
+    let agent = pods.iter().find(|pod| pod["spec"]["nodeName"] == node && is_ready(pod));
+    let agent = agent.with_context(|| format!("{node} has no ready agent"))?;
+    Ok(agent["metadata"]["name"].as_str().unwrap_or_default().to_owned())
+}
+
 pub(super) fn is_ready(pod: &Value) -> bool {
     let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
     let ready = conditions.into_iter().any(|one| one["type"] == "Ready" && one["status"] == "True");
