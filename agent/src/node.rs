@@ -112,7 +112,7 @@ impl Node {
 
         let read_mesh = mesh.clone();
         let mut dump = admin::mesh_members(Arc::new(move || read_mesh.load_full()), self.certificates.clone());
-        let (view, saver) = (self.source.view(), self.source.saver());
+        let (view, saver, ahead) = (self.source.view(), self.source.saver(), self.source.ahead());
         dump.push(view.report());
         let state = AdminState {
             config: dump,
@@ -148,6 +148,9 @@ impl Node {
         view.register_metrics(&self.telemetry);
         let rules = Arc::new(self.config.rules()?);
         let mut state = Mesh::with_rules((*rules).clone()).for_node(&self.config.node_name);
+        if self.cluster.is_some() {
+            state = state.without_named_netns();
+        }
         let (tell, told) = mpsc::channel(64);
         if self.config.cni {
             for (pod, sandbox) in cni::sandboxes::load(&self.config.state_dir) {
@@ -197,7 +200,7 @@ impl Node {
                 snapshots,
                 states,
                 mesh: tell,
-                pods,
+                pods: pods.zip(ahead),
                 turns: charge.subscribe(),
             };
             let (cni, cluster, telemetry) = (self.cni, self.cluster, self.telemetry.clone());
@@ -302,14 +305,11 @@ async fn follow_objects(
                 }
                 update.changes
             }
-            Some(told) = told.recv() => match told {
-                Told::Sandbox { pod, sandbox, seen } => {
-                    state.set_sandbox(pod, sandbox);
-                    waiting.extend(seen);
-                    Vec::new()
-                }
-                Told::Found(changes) => changes,
-            },
+            Some(Told { pod, sandbox, seen }) = told.recv() => {
+                state.set_sandbox(pod, sandbox);
+                waiting.extend(seen);
+                Vec::new()
+            }
             // The programs are told everything anew by who is in charge.
             _ = taken_after(&mut turns, told_in) => Vec::new(),
         };

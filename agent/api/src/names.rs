@@ -57,7 +57,8 @@ pub mod annotation {
     pub const TRAFFIC_DISTRIBUTION: &str = "networking.istio.io/traffic-distribution";
     /// `true` logs what an AuthorizationPolicy would do, and does nothing.
     pub const DRY_RUN: &str = "istio.io/dry-run";
-    /// Ours, on a pod: the path of its network namespace, in place of a container runtime.
+    /// Ours, on a pod: the path of its network namespace, in place of a container runtime. With Kubernetes it has no
+    /// effect.
     pub const NETNS: &str = "culvert.dev/netns";
     /// Ours, on a pod: addresses and networks outside the mesh that it reaches without capture, separated by commas.
     pub const BYPASS_OUTBOUND_CIDRS: &str = "culvert.dev/bypass-outbound-cidrs";

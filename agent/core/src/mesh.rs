@@ -24,6 +24,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use culvert_api::k8s_openapi::api::core::v1::ConfigMap;
+use culvert_api::names::annotation;
 use culvert_api::security::{AuthorizationPolicy, PeerAuthentication};
 use culvert_api::{Kind, Object, ObjectRef};
 
@@ -40,7 +41,7 @@ use crate::enrolment::EnrolmentRules;
 use crate::options::{self, MeshOptions};
 use crate::service::ServiceKey;
 use crate::sharded::ShardedMap;
-use crate::translate::facts::{ServiceEntryFacts, WaypointFacts, WorkloadSource};
+use crate::translate::facts::{ServiceEntryFacts, WaypointFacts, WorkloadFacts, WorkloadSource};
 use crate::translate::{self, Finding, Findings, Interner};
 use crate::waypoint::Waypoint;
 use crate::workload::{Locality, NamespacedName, WorkloadUid};
@@ -61,6 +62,8 @@ pub struct Mesh {
     rules: Arc<EnrolmentRules>,
     /// The node whose pods are enrolled; `None` for every node.
     own_node: Option<Arc<str>>,
+    /// Whether it is no affair of a pod's object where its network namespace is.
+    ignores_named_netns: bool,
     /// What readers see; behind `current` while a step is staged.
     published: Arc<Snapshot>,
     interner: Interner,
@@ -110,6 +113,12 @@ impl Mesh {
     /// there are many more.
     pub fn for_node(self, node: &str) -> Self {
         Self { own_node: Some(node.into()), ..self }
+    }
+
+    /// The same, but a pod's annotation [`annotation::NETNS`] has no effect: where anyone may write pods, a path that is
+    /// opened with the agent's rights is not theirs to name.
+    pub fn without_named_netns(self) -> Self {
+        Self { ignores_named_netns: true, ..self }
     }
 
     /// Takes in `changes` as one step, and says what was found in the objects that came.
@@ -171,6 +180,12 @@ impl Mesh {
             }
             Object::Pod(pod) => {
                 let facts = translate::pod::translate(&pod, self.own_node.as_deref(), interner, &mut findings);
+                if self.ignores_named_netns && facts.as_ref().is_some_and(WorkloadFacts::names_netns) {
+                    findings.warning(
+                        format!("metadata.annotations[{}]", annotation::NETNS),
+                        "has no effect with Kubernetes, where the container runtime says it: remove it",
+                    );
+                }
                 let uid = WorkloadUid::pod(&self.current.options.cluster, &reference.namespace, &reference.name);
                 self.set_workload(uid, facts);
             }
@@ -372,6 +387,7 @@ impl Mesh {
         self.touched = Touched::All;
         self.rules = old.rules;
         self.own_node = old.own_node;
+        self.ignores_named_netns = old.ignores_named_netns;
         self.published = old.published;
         self.current.version = old.current.version;
         self.current.options = Arc::new(options);

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use culvert_core::enrolment::EnrolmentRules;
-use culvert_core::mesh::{Change, Sandbox, Snapshot};
+use culvert_core::mesh::{Sandbox, Snapshot};
 use culvert_core::workload::NamespacedName;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -29,6 +29,7 @@ use super::protocol::{self, Answer, Request};
 use super::sandboxes::{Records, pod};
 use crate::charge::{Turn, taken_after};
 use crate::enrolment::{Pods, States};
+use crate::source::kube::Ahead;
 use crate::telemetry::Telemetry;
 
 /// How long a request may take to arrive.
@@ -40,20 +41,15 @@ const RETRY: Duration = Duration::from_secs(2);
 /// How often it is looked whether pods whose sandbox was taken down are gone.
 const SWEEP: Duration = Duration::from_secs(60);
 
-/// What the plugin's requests tell the mesh.
+/// What the plugin's requests tell the mesh of a pod's sandbox.
 #[derive(Debug)]
-pub enum Told {
-    /// Of a pod's sandbox.
-    Sandbox {
-        /// Whose it is.
-        pod: NamespacedName,
-        /// What is known of it; `None` to forget it.
-        sandbox: Option<Sandbox>,
-        /// Told when readers of the mesh see it.
-        seen: Option<oneshot::Sender<()>>,
-    },
-    /// Objects that the API server has and the watch has not brought yet.
-    Found(Vec<Change>),
+pub struct Told {
+    /// Whose it is.
+    pub pod: NamespacedName,
+    /// What is known of it; `None` to forget it.
+    pub sandbox: Option<Sandbox>,
+    /// Told when readers of the mesh see it.
+    pub seen: Option<oneshot::Sender<()>>,
 }
 
 /// What answering takes.
@@ -69,8 +65,8 @@ pub struct Context {
     pub states: States,
     /// Where the mesh is told.
     pub mesh: mpsc::Sender<Told>,
-    /// The API server, where there is one.
-    pub pods: Option<Pods>,
+    /// The API server, where there is one, and where what it has goes ahead of the watch.
+    pub pods: Option<(Pods, Ahead)>,
     /// Whether the node's pods are this agent's.
     pub turns: watch::Receiver<Turn>,
 }

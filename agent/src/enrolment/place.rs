@@ -21,7 +21,7 @@ const LOOKS: [u64; 6] = [1, 2, 4, 8, 16, 32];
 pub(super) enum PlaceError {
     #[error(
         "no process of the pod is running yet (no cgroup of a process names pod {uid}); it is looked for again. Where \
-         that stays so, see that the agent has hostPID, or set the annotation culvert.dev/netns"
+         that stays so, see that the agent has hostPID"
     )]
     NoProcess { uid: String },
     #[error(

@@ -4,13 +4,14 @@ use std::fs::File;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use culvert_core::address::{ClientAddr, NetnsCookie};
 use nix::sched::{CloneFlags, setns};
+use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 use smallvec::SmallVec;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
@@ -61,7 +62,12 @@ impl Netns {
 
     /// The one at `path`, to be entered from `self`'s threads.
     pub(super) fn open(&self, path: &Path) -> io::Result<Self> {
-        let fd: OwnedFd = File::open(path)?.into();
+        // A pipe or a terminal must keep nobody waiting.
+        let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+        let fd: OwnedFd = File::options().read(true).custom_flags(flags).open(path)?.into();
+        if fstatfs(&fd)?.filesystem_type() != NSFS_MAGIC {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is another kind of file"));
+        }
         let mut netns = Self { fd, home: self.home.clone(), cookie: NetnsCookie(0) };
         netns.cookie = netns.enter(current_cookie)??;
         Ok(netns)
@@ -241,4 +247,28 @@ pub(super) fn set_int(socket: &Socket, level: libc::c_int, name: libc::c_int, va
         )
     };
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files::testing::TempDir;
+
+    #[test]
+    fn what_is_no_network_namespace_is_refused_at_once() {
+        let directory = TempDir::new();
+        let pipe = directory.join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        std::fs::write(directory.join("file"), "").unwrap();
+        let home: Arc<OwnedFd> = Arc::new(File::open("/proc/thread-self/ns/net").unwrap().into());
+        let own = Netns { fd: home.try_clone().unwrap(), home, cookie: NetnsCookie(0) };
+        let (opened, result) = std::sync::mpsc::channel();
+        let paths = [pipe, directory.join("file"), directory.path().to_owned(), "/dev/null".into()];
+        // In a thread of its own: who waits for a pipe's writer waits for ever.
+        std::thread::spawn(move || paths.iter().for_each(|path| opened.send(own.open(path).map(drop)).unwrap()));
+        for _ in 0..4 {
+            let error = result.recv_timeout(std::time::Duration::from_secs(10)).unwrap().unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{error}");
+        }
+    }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::kube::{Health, Kube, Saver};
+use super::kube::{Ahead, Health, Kube, Saver};
 use super::{Directory, Status, Update};
 use crate::admin::Report;
 use crate::telemetry::Telemetry;
@@ -50,6 +50,14 @@ impl Source {
         match self {
             Self::Directory(_) => None,
             Self::Kube(kube) => Some(kube.saver()),
+        }
+    }
+
+    /// Where objects are taken in that somebody asked for, if anyone can be asked.
+    pub fn ahead(&self) -> Option<Ahead> {
+        match self {
+            Self::Directory(_) => None,
+            Self::Kube(kube) => Some(kube.ahead()),
         }
     }
 }

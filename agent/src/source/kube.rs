@@ -13,10 +13,12 @@
 //! | `resource` | what is watched, and where the API server has it |
 //! | `definitions` | which custom resources there are, watched as well |
 //! | `follow`, `request`, `split` | list and watch of one resource: when, how, and cut into objects |
+//! | `ahead` | objects that somebody asked for before the watch brought them |
 //! | `assemble`, `entries` | what that means: which objects have changed, are gone, cannot be read |
 //! | `journal` | the objects on disk |
 //! | `status` | where each resource stands, for the log, `/healthz/ready`, `/config_dump/source` and the metrics |
 
+mod ahead;
 mod assemble;
 mod definitions;
 mod entries;
@@ -36,6 +38,7 @@ use culvert_core::mesh::Change;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
+use self::ahead::Found;
 use self::assemble::Assembler;
 use self::definitions::Definitions;
 use self::follow::Follower;
@@ -47,6 +50,7 @@ use super::Update;
 use crate::cluster::Cluster;
 use crate::telemetry::{Kind, Sample, Telemetry};
 
+pub use ahead::Ahead;
 pub use status::{ResourceStatus, State, Status};
 
 /// How many changes an update has, roughly.
@@ -67,6 +71,7 @@ pub struct Kube {
     updates: mpsc::Receiver<Update>,
     health: Health,
     saver: Saver,
+    ahead: Ahead,
 }
 
 /// Where the watches stand. Cloning is cheap.
@@ -108,9 +113,10 @@ impl Kube {
 
         let (updates_to, updates) = mpsc::channel(WAITING_UPDATES);
         let (saves_to, saves) = mpsc::channel(1);
-        let assembly = Assembly { pieces, updates: updates_to, saves, board: board.clone() };
+        let (ahead, found) = Ahead::new();
+        let assembly = Assembly { pieces, found, updates: updates_to, saves, board: board.clone() };
         tokio::spawn(assembly.run(resources, file, cluster.id()));
-        Self { updates, health: Health(board), saver: Saver(saves_to) }
+        Self { updates, health: Health(board), saver: Saver(saves_to), ahead }
     }
 
     /// The next piece. The first settled one comes once every resource was listed, or the objects of an earlier agent
@@ -127,6 +133,11 @@ impl Kube {
     /// For whoever ends the agent.
     pub fn saver(&self) -> Saver {
         self.saver.clone()
+    }
+
+    /// For whoever asks the API server for objects that the watch has not brought yet.
+    pub fn ahead(&self) -> Ahead {
+        self.ahead.clone()
     }
 }
 
@@ -200,6 +211,7 @@ impl Health {
 /// Where what the followers say comes together.
 struct Assembly {
     pieces: mpsc::Receiver<(usize, Piece)>,
+    found: mpsc::Receiver<Found>,
     updates: mpsc::Sender<Update>,
     saves: mpsc::Receiver<oneshot::Sender<()>>,
     board: Arc<Board>,
@@ -243,6 +255,13 @@ impl Assembly {
                             assembler.take(at, piece, changes);
                         }
                     }).await?;
+                    if assembler.is_dirty() && save_at.is_none() {
+                        save_at = Some(Instant::now() + SAVE_EVERY);
+                    }
+                }
+                Some(found) = self.found.recv() => {
+                    (assembler, changes) =
+                        blocking(assembler, move |assembler, changes| assembler.take_ahead(&found, changes)).await?;
                     if assembler.is_dirty() && save_at.is_none() {
                         save_at = Some(Instant::now() + SAVE_EVERY);
                     }

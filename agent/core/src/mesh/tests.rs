@@ -133,6 +133,19 @@ fn an_enrolled_pod_is_told_to_its_node() {
 }
 
 #[test]
+fn with_kubernetes_a_pod_does_not_name_its_network_namespace() {
+    let mut mesh = Mesh::new().for_node("n1").without_named_netns();
+    let found = mesh.apply(objects(SHOP));
+    assert!(found.iter().any(|finding| finding.field == "metadata.annotations[culvert.dev/netns]"), "{found:?}");
+    let named = |mesh: &Mesh| mesh.snapshot().enrolled_pods_on("n1").next().unwrap().netns.clone();
+    assert_eq!(named(&mesh), None);
+    // Nor after everything has been worked out again.
+    mesh.apply(objects(&options("trustDomain: other.example")));
+    assert_eq!(pod(&mesh.snapshot(), "cart-1").identity.to_string(), "spiffe://other.example/ns/shop/sa/cart");
+    assert_eq!(named(&mesh), None);
+}
+
+#[test]
 fn a_pod_without_ambient_is_known_but_not_enrolled() {
     let snapshot = mesh(&SHOP.replace("ambient", "none")).snapshot();
     assert_eq!(pod(&snapshot, "cart-1").protocol, Protocol::Tcp);

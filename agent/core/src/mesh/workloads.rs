@@ -52,6 +52,11 @@ impl WorkloadFacts {
         }
     }
 
+    /// Whether it is a pod that says where its network namespace is.
+    pub(super) fn names_netns(&self) -> bool {
+        matches!(&self.source, WorkloadSource::Pod(pod) if pod.netns.is_some())
+    }
+
     /// Whether it has addresses of its own, by which it can be found.
     fn is_addressable(&self) -> bool {
         !self.host_network && !matches!(self.source, WorkloadSource::EndpointSlice { .. })
@@ -305,7 +310,8 @@ impl Mesh {
             return None;
         }
         let enrol = self.eligibility(facts, pod).ok()?;
-        let netns = match (&pod.netns, self.sandbox(uid, facts)) {
+        let named = pod.netns.as_ref().filter(|_| !self.ignores_named_netns);
+        let netns = match (named, self.sandbox(uid, facts)) {
             (Some(annotated), _) => Some(annotated.clone()),
             // Without a network namespace there is nothing to enrol: the sandbox was taken down.
             (None, Some(sandbox)) => Some(sandbox.netns.clone()?),

@@ -3,10 +3,9 @@
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
-use culvert_api::Object;
 use culvert_api::k8s_openapi::api::core::v1::{Namespace, Pod};
 use culvert_core::enrolment::{EnrolmentRules, PodTraits, Why, eligibility};
-use culvert_core::mesh::{Change, Sandbox, SandboxVerdict, Snapshot};
+use culvert_core::mesh::{Sandbox, SandboxVerdict, Snapshot};
 use culvert_core::workload::NamespacedName;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -142,7 +141,7 @@ impl Shared {
 
     /// Has the API server say what the watch has not brought yet.
     async fn ask(&self, pod: &NamespacedName, uid: Option<&str>, snapshot: &Snapshot) -> Word {
-        let Some(pods) = &self.context.pods else {
+        let Some((pods, ahead)) = &self.context.pods else {
             // Objects of files: a namespace that is in none has no labels, and asks for nothing.
             return match snapshot.sandbox(pod) {
                 Some(SandboxVerdict::NoNamespace) => Word::Final(not_in_mesh(&Why::NotLabelled)),
@@ -155,11 +154,11 @@ impl Shared {
             (Some(found), Some(namespace)) => belongs(&self.context.rules, found, namespace),
             _ => false,
         };
-        let namespace = namespace.filter(|_| snapshot.namespace_labels(&pod.namespace).is_none());
-        let objects = found.map(Object::from).into_iter().chain(namespace.map(Object::from));
-        let changes: Vec<Change> = objects.map(Change::Upsert).collect();
-        if !changes.is_empty() {
-            let _ = self.context.mesh.send(Told::Found(changes)).await;
+        if let Some(namespace) = &namespace {
+            ahead.namespace(namespace).await;
+        }
+        if let Some(found) = &found {
+            ahead.pod(found).await;
         }
         if belongs { Word::Belongs } else { Word::Nothing }
     }
@@ -243,7 +242,7 @@ impl Shared {
 
     async fn tell(&self, pod: &NamespacedName, sandbox: Option<Sandbox>, seen: Option<oneshot::Sender<()>>) {
         // Without a mesh the agent is stopping.
-        let _ = self.context.mesh.send(Told::Sandbox { pod: pod.clone(), sandbox, seen }).await;
+        let _ = self.context.mesh.send(Told { pod: pod.clone(), sandbox, seen }).await;
     }
 
     fn current(&self) -> MutexGuard<'_, std::collections::HashMap<NamespacedName, Current>> {

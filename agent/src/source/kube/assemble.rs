@@ -1,11 +1,13 @@
 //! What the resources say, made into changes of objects.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use culvert_api::{Kind, Object, ObjectError, ObjectRef, trim};
 use culvert_core::mesh::Change;
 use serde_json::Value;
 
+use super::ahead::Found;
 use super::entries::{Entries, Entry, digest};
 use super::journal::{Contents, Journal, Place};
 use super::resource::Resource;
@@ -25,10 +27,16 @@ struct Known {
     api_version: String,
     name: Arc<str>,
     entries: Entries,
+    /// The UIDs of those that the watch took away last, of kinds that are asked for.
+    deleted: VecDeque<Box<str>>,
     /// Whether all of them are known: from this agent, or from an earlier one.
     is_listed: bool,
     is_complete: bool,
 }
+
+/// How many of a resource's objects that were taken away are told from new ones: more than go while an answer is on its
+/// way.
+const MAX_DELETED: usize = 1024;
 
 /// An object that cannot be read.
 struct Unreadable {
@@ -59,6 +67,7 @@ impl Assembler {
                 api_version: resource.api_version(),
                 name: name.into(),
                 entries: Entries::remembered(objects),
+                deleted: VecDeque::new(),
                 is_listed: false,
                 is_complete,
             }
@@ -113,6 +122,23 @@ impl Assembler {
             Piece::Objects(objects) => objects.iter().for_each(|object| context.listed(object)),
             Piece::Events(events) => events.iter().for_each(|event| context.event(event)),
             Piece::End => context.end(),
+        }
+        self.board.set_objects(&resource.name, resource.entries.len());
+    }
+
+    /// Takes in an object that the watch has not brought yet. What it has brought, or taken away, it knows better: the
+    /// answer that holds the object may be older.
+    pub(super) fn take_ahead(&mut self, found: &Found, changes: &mut Vec<Change>) {
+        let Some(resource) = self.resources.iter_mut().find(|resource| resource.kind == found.kind) else { return };
+        let Ok(value) = trim::trim(found.kind, &found.json) else { return };
+        let is_known = key(&value, found.kind).is_none_or(|key| resource.entries.has(&key));
+        let is_gone = uid(&value).is_some_and(|uid| resource.deleted.iter().any(|deleted| **deleted == *uid));
+        if is_known || is_gone {
+            return;
+        }
+        let mut context = Context { resource, board: &self.board, journal: self.journal.as_mut(), changes };
+        if let Err(unreadable) = context.upsert(value) {
+            context.reject(&unreadable);
         }
         self.board.set_objects(&resource.name, resource.entries.len());
     }
@@ -238,6 +264,13 @@ impl Context<'_> {
 
     fn delete(&mut self, value: &Value) {
         let Some(key) = key(value, self.resource.kind) else { return };
+        if matches!(self.resource.kind, Kind::Pod | Kind::Namespace)
+            && let Some(uid) = uid(value)
+        {
+            let deleted = &mut self.resource.deleted;
+            deleted.truncate(MAX_DELETED - 1);
+            deleted.push_front(uid.into());
+        }
         let (was_there, was_rejected) = self.resource.entries.remove(&key);
         if was_rejected {
             self.board.accept(&self.describe(&key));
@@ -278,6 +311,10 @@ fn key(value: &Value, kind: Kind) -> Option<String> {
     let text = |field: &str| metadata.get(field).and_then(Value::as_str).filter(|text| text.len() <= 253);
     let name = text("name")?;
     Some(if kind.is_namespaced() { format!("{}/{name}", text("namespace")?) } else { name.to_owned() })
+}
+
+fn uid(value: &Value) -> Option<&str> {
+    value.get("metadata")?.get("uid")?.as_str().filter(|uid| uid.len() <= 64)
 }
 
 fn key_of(object: &ObjectRef) -> String {
@@ -356,6 +393,13 @@ mod tests {
             self.take(self.pods, [Piece::Begin, Piece::Objects(cuts(values)), Piece::End])
         }
 
+        fn ahead(&mut self, object: Value) -> Vec<String> {
+            let mut changes = Vec::new();
+            let found = Found { kind: Kind::Pod, json: object.to_string().into_bytes() };
+            self.assembler.take_ahead(&found, &mut changes);
+            changes.iter().map(show).collect()
+        }
+
         fn event(&mut self, kind: &str, object: Value) -> Vec<String> {
             self.take(self.pods, [Piece::Events(cuts(&[json!({"type": kind, "object": object})]))])
         }
@@ -386,6 +430,25 @@ mod tests {
         let broken = [Piece::Begin, Piece::Objects(cuts(&[pod("b", "10.0.0.2", 2)]))];
         assert!(fixture.take(fixture.pods, broken).is_empty());
         assert_eq!(fixture.list(&[pod("a", "10.0.0.1", 1)]), ["-Pod shop/b"]);
+    }
+
+    #[test]
+    fn an_object_that_comes_ahead_of_the_watch_goes_with_it_and_undoes_nothing_that_it_said() {
+        let mut fixture = fixture(None, None);
+        fixture.list(&[pod("a", "10.0.0.1", 1)]);
+        // The watch knows better, even if what was found is newer.
+        assert!(fixture.ahead(pod("a", "10.0.0.9", 7)).is_empty());
+        assert_eq!(fixture.ahead(pod("b", "10.0.0.2", 2)), ["+Pod shop/b"]);
+        assert_eq!(fixture.ahead(pod("c", "10.0.0.3", 3)), ["+Pod shop/c"]);
+        assert_eq!(fixture.board.objects(PODS), 3);
+        // Gone before they were ever listed: by an event, and by a list.
+        assert_eq!(fixture.event("DELETED", pod("b", "10.0.0.2", 4)), ["-Pod shop/b"]);
+        assert_eq!(fixture.list(&[pod("a", "10.0.0.1", 5)]), ["-Pod shop/c"]);
+        // An answer that was on its way while the watch took the pod away; a new pod of its name is another.
+        assert!(fixture.ahead(pod("b", "10.0.0.2", 2)).is_empty());
+        let mut again = pod("b", "10.0.0.4", 8);
+        again["metadata"]["uid"] = "b-again".into();
+        assert_eq!(fixture.ahead(again), ["+Pod shop/b"]);
     }
 
     #[test]

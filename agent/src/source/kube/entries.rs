@@ -46,6 +46,11 @@ impl Entries {
         self.objects.len()
     }
 
+    /// Whether it is there, or was but cannot be read.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.objects.contains_key(key) || self.rejected.contains_key(key)
+    }
+
     /// All of them.
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (&str, &mut Entry)> {
         self.objects.iter_mut().map(|(key, entry)| (&**key, entry))

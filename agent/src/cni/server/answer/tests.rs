@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 
-use culvert_core::mesh::Mesh;
+use culvert_api::{Kind, Object};
+use culvert_core::mesh::{Change, Mesh};
 use http::{Request as HttpRequest, Response};
 use kube::client::Body;
 use prometheus_client::metrics::family::Family;
@@ -18,6 +19,7 @@ use crate::cluster::Cluster;
 use crate::cni::sandboxes::Records;
 use crate::enrolment::{Pods, States};
 use crate::files::testing::TempDir;
+use crate::source::kube::Ahead;
 
 const NETNS: &str = "/proc/self/ns/net";
 
@@ -62,18 +64,20 @@ impl World {
         mesh.apply([upsert(namespace(None))]);
         let (to_snapshots, snapshots) = watch::channel(mesh.snapshot());
         let (tell, mut told) = mpsc::channel(8);
+        let (ahead, mut found) = Ahead::new();
         let (watch, mut watched) = mpsc::channel::<Vec<Change>>(8);
         tokio::spawn(async move {
             loop {
                 let (mut changes, mut waiting) = (Vec::new(), None);
                 tokio::select! {
-                    Some(told) = told.recv() => match told {
-                        Told::Sandbox { pod, sandbox, seen } => {
-                            mesh.set_sandbox(pod, sandbox);
-                            waiting = seen;
-                        }
-                        Told::Found(found) => changes = found,
-                    },
+                    Some(Told { pod, sandbox, seen }) = told.recv() => {
+                        mesh.set_sandbox(pod, sandbox);
+                        waiting = seen;
+                    }
+                    // As the watch knows the namespace already, only the pod is news.
+                    Some(found) = found.recv() => {
+                        changes.extend((found.kind() == Kind::Pod).then(|| upsert(pod_object())));
+                    }
                     Some(brought) = watched.recv() => changes = brought,
                     else => return,
                 }
@@ -93,7 +97,7 @@ impl World {
             snapshots,
             states: states.clone(),
             mesh: tell,
-            pods: Some(Pods::new(cluster)),
+            pods: Some((Pods::new(cluster), ahead)),
             turns,
         };
         let shared = Shared {
