@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -105,6 +106,8 @@ struct Inner {
     workers: Workers,
     home: usize,
     entries: Mutex<HashMap<Key, Entry>>,
+    /// Nothing begins any more.
+    draining: AtomicBool,
 }
 
 #[derive(Default)]
@@ -133,6 +136,7 @@ impl Pool {
             workers,
             home,
             entries: Mutex::default(),
+            draining: AtomicBool::new(false),
         }))
     }
 
@@ -146,15 +150,21 @@ impl Pool {
             return;
         }
         let mut entries = self.0.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.0.draining.load(Ordering::Relaxed) {
+            drop(entries);
+            refuse(*open, Outcome::error("the pod is leaving the mesh"));
+            return;
+        }
         let entry = entries.entry(key.clone()).or_default();
-        entry.tunnels.retain(|(_, tunnel)| !tunnel.is_draining());
+        // Those that take nothing new stay as long as they carry something, or no revocation would find them.
+        entry.tunnels.retain(|(_, tunnel)| !tunnel.is_gone());
+        let usable = entry.usable();
         let best =
             entry.tunnels.iter().filter(|(_, tunnel)| tunnel.has_room()).min_by_key(|(_, tunnel)| tunnel.streams());
-        let spread = best.is_some_and(|(_, tunnel)| tunnel.streams() >= SPREAD_AT)
-            && entry.tunnels.len() < self.0.workers.count();
+        let spread = best.is_some_and(|(_, tunnel)| tunnel.streams() >= SPREAD_AT) && usable < self.0.workers.count();
         if spread && entry.dialling.is_none() {
             entry.dialling = Some(Vec::new());
-            self.dial(&key, entry.tunnels.len());
+            self.dial(&key, usable);
         }
         if let Some((_, tunnel)) = best {
             match tunnel.open(open) {
@@ -162,7 +172,7 @@ impl Pool {
                 Err(back) => open = back,
             }
         }
-        let first = entry.tunnels.len();
+        let first = usable;
         let entry_dialling = entry.dialling.is_some();
         let waiting = entry.dialling.get_or_insert_default();
         if waiting.len() >= MAX_WAITING {
@@ -177,16 +187,19 @@ impl Pool {
         }
     }
 
-    /// Has every tunnel finish what it carries and close.
+    /// Has every tunnel finish what it carries and close; no other is opened.
     pub fn drain(&self) {
-        for (_, entry) in self.0.entries.lock().unwrap_or_else(PoisonError::into_inner).drain() {
-            for (_, tunnel) in entry.tunnels {
+        let mut entries = self.0.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        self.0.draining.store(true, Ordering::Relaxed);
+        for entry in entries.values_mut() {
+            for (_, tunnel) in &entry.tunnels {
                 tunnel.drain();
             }
-            for open in entry.dialling.into_iter().flatten() {
+            for open in entry.dialling.take().into_iter().flatten() {
                 refuse(*open, Outcome::error("the pod is leaving the mesh"));
             }
         }
+        entries.retain(|_, entry| !entry.tunnels.is_empty());
     }
 
     /// Ends the tunnels to peers whose certificates are revoked; returns how many.
@@ -197,7 +210,7 @@ impl Pool {
 
     /// Tunnels in use.
     pub fn len(&self) -> usize {
-        self.0.entries.lock().unwrap_or_else(PoisonError::into_inner).values().map(|entry| entry.tunnels.len()).sum()
+        self.0.entries.lock().unwrap_or_else(PoisonError::into_inner).values().map(Entry::usable).sum()
     }
 
     /// Whether there are none.
@@ -226,6 +239,9 @@ impl Pool {
                     entry.tunnels.push((worker, handle.clone()));
                     // A revocation between the handshake and the listing has not found the tunnel on the list.
                     handle.revoke(&pool.0.trust.borrow());
+                    if pool.0.draining.load(Ordering::Relaxed) {
+                        handle.drain();
+                    }
                 }
                 let waiting = entry.dialling.take().unwrap_or_default();
                 if entry.tunnels.is_empty() {
@@ -250,6 +266,13 @@ impl Pool {
             }
             pool.0.forget_closed(&key);
         });
+    }
+}
+
+impl Entry {
+    /// How many tunnels take new streams.
+    fn usable(&self) -> usize {
+        self.tunnels.iter().filter(|(_, tunnel)| !tunnel.is_draining()).count()
     }
 }
 
@@ -286,7 +309,7 @@ impl Inner {
     fn forget_closed(&self, key: &Key) {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(entry) = entries.get_mut(key) {
-            entry.tunnels.retain(|(_, tunnel)| !tunnel.is_draining());
+            entry.tunnels.retain(|(_, tunnel)| !tunnel.is_gone());
             if entry.tunnels.is_empty() && entry.dialling.is_none() {
                 entries.remove(key);
             }

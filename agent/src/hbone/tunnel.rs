@@ -154,6 +154,11 @@ impl Handle {
         self.shared.draining.load(Ordering::Relaxed) || self.commands.is_closed()
     }
 
+    /// Whether the tunnel carries nothing any more.
+    pub fn is_gone(&self) -> bool {
+        self.commands.is_closed()
+    }
+
     /// Carries `open`; gives it back if the tunnel is gone.
     pub fn open(&self, open: Box<Open>) -> Result<(), Box<Open>> {
         self.shared.streams.fetch_add(1, Ordering::Relaxed);

@@ -14,6 +14,9 @@ use crate::telemetry::PeerLine;
 /// How long to wait when the process is out of descriptors or memory: accepting again at once would only spin.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
+/// Of what waits when a listener is given up, how many connections are still taken: as many as may wait.
+const BACKLOG: usize = 4096;
+
 /// A connection as it was accepted: not registered with a reactor, since another worker may serve it.
 pub(crate) struct Incoming {
     /// The socket, nonblocking.
@@ -24,7 +27,8 @@ pub(crate) struct Incoming {
     pub(crate) local: SocketAddr,
 }
 
-/// Accepts until `stop` changes or its sender goes, handing each connection to `serve`.
+/// Accepts until `stop` changes or its sender goes, handing each connection to `serve`; last those that wait by then:
+/// for their clients they are open, and closing the listener would reset them.
 pub(crate) async fn accept(listener: TcpListener, mut stop: watch::Receiver<bool>, serve: impl Fn(Incoming)) {
     // tokio's own listener would register what it accepts with this worker's reactor, though another may serve it. So
     // the listener is only watched, as any socket can be.
@@ -37,7 +41,16 @@ pub(crate) async fn accept(listener: TcpListener, mut stop: watch::Receiver<bool
     };
     loop {
         tokio::select! {
-            _ = stop.changed() => return,
+            _ = stop.changed() => {
+                for _ in 0..BACKLOG {
+                    match accept_one(&SockRef::from(&listener)) {
+                        Ok(incoming) => serve(incoming),
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock || is_exhausted(&error) => break,
+                        Err(_) => {}
+                    }
+                }
+                return;
+            }
             ready = listener.readable() => {
                 if ready.is_err() {
                     return;
@@ -74,4 +87,27 @@ fn accept_one(listener: &SockRef<'_>) -> io::Result<Incoming> {
 
 fn is_exhausted(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_waits_in_a_listener_that_is_given_up_is_served() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let to = listener.local_addr().unwrap();
+        let _clients: Vec<_> = (0..3).map(|_| TcpStream::connect(to).unwrap()).collect();
+        let (stop, stopped) = watch::channel(false);
+        stop.send_replace(true);
+        let served = AtomicUsize::new(0);
+        accept(listener, stopped, |_| {
+            served.fetch_add(1, Ordering::Relaxed);
+        })
+        .await;
+        assert_eq!(served.into_inner(), 3);
+    }
 }

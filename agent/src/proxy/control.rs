@@ -1,13 +1,13 @@
 //! The proxies of every pod of the node.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use culvert_core::mesh::Snapshot;
 
 use super::live::LiveReport;
-use super::pod::{PodProxy, Shared};
+use super::pod::{Pod, PodProxy, Shared};
 use super::recheck::recheck;
 use crate::ca::TrustBundle;
 use crate::enrolment::{ProxyControl, ProxyPod};
@@ -17,18 +17,27 @@ use crate::enrolment::{ProxyControl, ProxyPod};
 pub struct Proxies {
     shared: Shared,
     drain: Duration,
-    pods: Arc<Mutex<HashMap<String, Arc<PodProxy>>>>,
+    known: Arc<Mutex<Known>>,
+}
+
+#[derive(Default)]
+struct Known {
+    /// The proxies of each pod, by its uid.
+    serving: HashMap<String, Arc<PodProxy>>,
+    /// Those that let finish what they carry, for as long as anything of them is left: it stays subject to policy and
+    /// revocation.
+    stopping: Vec<Weak<Pod>>,
 }
 
 impl Proxies {
     /// No proxies yet. Connections get `drain` to finish when their pod leaves.
     pub fn new(shared: Shared, drain: Duration) -> Self {
-        Self { shared, drain, pods: Arc::default() }
+        Self { shared, drain, known: Arc::default() }
     }
 
     /// Asks again whether each live connection is allowed; returns how many were ended.
     pub fn recheck(&self, snapshot: &Snapshot) -> usize {
-        self.all().iter().map(|pod| recheck(snapshot, pod.workload(), pod.connections())).sum()
+        self.all().iter().map(|pod| recheck(snapshot, &pod.workload, &pod.connections)).sum()
     }
 
     /// Ends the tunnels to and from peers whose certificates are revoked; returns how many.
@@ -38,23 +47,46 @@ impl Proxies {
 
     /// Every live connection, for `/connections`.
     pub fn connections(&self) -> Vec<LiveReport> {
-        self.all().iter().flat_map(|pod| pod.connections().report()).collect()
+        self.all().iter().flat_map(|pod| pod.connections.report()).collect()
     }
 
     /// Stops all proxies at once. The pods stay captured.
     pub async fn stop_all(&self) {
-        let stops = self.all().into_iter().map(|pod| {
-            let drain = self.drain;
-            tokio::spawn(async move { pod.stop(drain).await })
-        });
-        for stop in stops.collect::<Vec<_>>() {
+        let drain = self.drain;
+        let known = self.known();
+        let stopping = known.stopping.iter().filter_map(Weak::upgrade);
+        let mut stops: Vec<_> = stopping.map(|pod| tokio::spawn(async move { pod.finish(drain).await })).collect();
+        let serving = known.serving.values().cloned();
+        stops.extend(serving.map(|pod| tokio::spawn(async move { pod.stop(drain).await })));
+        drop(known);
+        for stop in stops {
             // A panic in it has been reported by the runtime.
             let _ = stop.await;
         }
     }
 
-    fn all(&self) -> Vec<Arc<PodProxy>> {
-        self.pods.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    fn all(&self) -> Vec<Arc<Pod>> {
+        let known = self.known();
+        let serving = known.serving.values().map(|proxy| proxy.pod().clone());
+        serving.chain(known.stopping.iter().filter_map(Weak::upgrade)).collect()
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Known {
+    /// Takes out the proxies of a pod that are about to stop.
+    fn take(&mut self, uid: &str) -> Option<Arc<PodProxy>> {
+        let taken = self.serving.remove(uid);
+        self.stop(taken.as_ref());
+        taken
+    }
+
+    fn stop(&mut self, proxy: Option<&Arc<PodProxy>>) {
+        self.stopping.retain(|pod| pod.strong_count() > 0);
+        self.stopping.extend(proxy.map(|proxy| Arc::downgrade(proxy.pod())));
     }
 }
 
@@ -62,12 +94,18 @@ impl ProxyControl for Proxies {
     fn start(&self, pod: ProxyPod) {
         let uid = pod.uid.clone();
         let proxy = Arc::new(PodProxy::start(self.shared.clone(), pod));
-        let earlier = self.pods.lock().unwrap_or_else(PoisonError::into_inner).insert(uid, proxy);
+        let earlier = {
+            let mut known = self.known();
+            let earlier = known.serving.insert(uid, proxy.clone());
+            known.stop(earlier.as_ref());
+            earlier
+        };
         let counts = self.shared.telemetry.proxies();
         counts.started.inc();
         match earlier {
             Some(earlier) => {
                 counts.stopped.inc();
+                earlier.leave_to(&proxy);
                 let drain = self.drain;
                 tokio::spawn(async move { earlier.stop(drain).await });
             }
@@ -78,7 +116,7 @@ impl ProxyControl for Proxies {
     }
 
     async fn stop(&self, uid: &str) {
-        let Some(pod) = self.pods.lock().unwrap_or_else(PoisonError::into_inner).remove(uid) else { return };
+        let Some(pod) = self.known().take(uid) else { return };
         pod.stop(self.drain).await;
         let counts = self.shared.telemetry.proxies();
         counts.active.dec();

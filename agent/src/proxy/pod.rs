@@ -1,7 +1,8 @@
 //! What the proxies of one pod share.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -61,6 +62,10 @@ pub(super) struct Pod {
     pub(super) tunnels: Arc<Gate>,
     /// Tunnels that peers have opened to us.
     served: Mutex<Slab<Handle>>,
+    /// Nothing begins here any more.
+    stopping: AtomicBool,
+    /// What serves the pod in place of this.
+    successor: OnceLock<Arc<Pod>>,
     baggage: ArcSwap<(WorkloadBaggage, Arc<str>)>,
 }
 
@@ -86,13 +91,15 @@ impl PodProxy {
             handshakes: Gate::handshakes(),
             tunnels: Gate::tunnels(),
             served: Mutex::default(),
+            stopping: AtomicBool::new(false),
+            successor: OnceLock::new(),
             baggage: ArcSwap::from_pointee((None, "".into())),
         });
         let (stop, stopped) = watch::channel(false);
         let worker = pod.shared.workers.get(home).clone();
         let serve = |listener, serve: fn(&Arc<Pod>, Incoming)| {
             let (pod, stopped) = (pod.clone(), stopped.clone());
-            worker.spawn(async move { accept(listener, stopped, |incoming| serve(&pod, incoming)).await });
+            worker.spawn(async move { accept(listener, stopped, |incoming| serve(pod.newest(), incoming)).await });
         };
         serve(listeners.outbound, outbound::serve);
         serve(listeners.hbone, inbound::serve);
@@ -105,42 +112,58 @@ impl PodProxy {
         Self { pod, stop }
     }
 
-    /// The live connections.
-    pub fn connections(&self) -> &Arc<Connections> {
-        &self.pod.connections
+    /// What its connections share.
+    pub(super) fn pod(&self) -> &Arc<Pod> {
+        &self.pod
     }
 
-    /// The workload.
-    pub fn workload(&self) -> &WorkloadUid {
-        &self.pod.workload
-    }
-
-    /// Ends the tunnels to and from peers whose certificates are revoked; returns how many.
-    pub(super) fn revoke(&self, trust: &TrustBundle) -> usize {
-        let served = self.pod.served.lock().unwrap_or_else(PoisonError::into_inner);
-        served.iter().filter(|(_, tunnel)| tunnel.revoke(trust)).count() + self.pod.pool.revoke(trust)
+    /// Has `newer` take what waits in the listeners when this one stops.
+    pub(super) fn leave_to(&self, newer: &Self) {
+        // Only who replaces it, once, says so.
+        let _ = self.pod.successor.set(newer.pod.clone());
     }
 
     /// Accepts nothing more, says GOAWAY to every peer, and waits until what is open has finished, `deadline` at the
     /// most; then ends it.
     pub async fn stop(&self, deadline: Duration) {
         self.stop.send_replace(true);
+        self.pod.stopping.store(true, Ordering::Release);
         self.pod.pool.drain();
         for (_, tunnel) in self.pod.served.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             tunnel.drain();
         }
-        let finished = async {
-            while !self.pod.connections.is_empty() {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        if tokio::time::timeout(deadline, finished).await.is_err() {
-            self.pod.connections.end_all(EndReason::Drained);
-        }
+        self.pod.finish(deadline).await;
     }
 }
 
 impl Pod {
+    /// Waits until what is open has finished, `deadline` at the most; then ends it.
+    pub(super) async fn finish(&self, deadline: Duration) {
+        let finished = async {
+            while !self.connections.is_empty() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        if tokio::time::timeout(deadline, finished).await.is_err() {
+            self.connections.end_all(EndReason::Drained);
+        }
+    }
+
+    /// Ends the tunnels to and from peers whose certificates are revoked; returns how many.
+    pub(super) fn revoke(&self, trust: &TrustBundle) -> usize {
+        let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        served.iter().filter(|(_, tunnel)| tunnel.revoke(trust)).count() + self.pool.revoke(trust)
+    }
+
+    /// What serves the pod now: this, or what it has been replaced by.
+    fn newest(self: &Arc<Self>) -> &Arc<Self> {
+        let mut newest = self;
+        while let Some(successor) = newest.successor.get() {
+            newest = successor;
+        }
+        newest
+    }
+
     /// The newest snapshot and this pod in it; `None` once the pod has left the mesh.
     pub(super) fn look(&self) -> Option<(arc_swap::Guard<Arc<Snapshot>>, Arc<Workload>)> {
         let snapshot = self.shared.mesh.load();
@@ -202,6 +225,10 @@ impl Pod {
         let key = self.served.lock().unwrap_or_else(PoisonError::into_inner).insert(tunnel.clone());
         // A revocation between the handshake and the listing has not found the tunnel on the list.
         tunnel.revoke(&self.shared.certificates.trust().borrow());
+        // Nor has a stop: the peer opens its streams elsewhere.
+        if self.stopping.load(Ordering::Acquire) {
+            tunnel.drain();
+        }
         Serving { pod: self.clone(), key }
     }
 

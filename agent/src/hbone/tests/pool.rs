@@ -121,6 +121,21 @@ fn a_tunnel_to_a_server_whose_certificate_is_revoked_ends_with_what_it_carries()
 }
 
 #[test]
+fn a_pool_that_drains_lets_finish_what_is_open_still_subject_to_revocation_and_opens_nothing_more() {
+    run(async {
+        let scene = Scene::new().await;
+        let mut app = scene.dial(&scene.key).await;
+        converse(&mut app).await;
+        scene.pool.drain();
+        let mut late = scene.dial(&scene.key).await;
+        assert_eq!(late.read(&mut [0; 8]).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+        converse(&mut app).await;
+        assert_eq!(scene.pool.revoke(&scene.revocation()), 1);
+        assert_eq!(app.read(&mut [0; 8]).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    });
+}
+
+#[test]
 fn tunnels_are_not_shared_between_source_addresses() {
     run(async {
         let scene = Scene::new().await;
