@@ -11,7 +11,8 @@
 //! | [`options`] | the mesh-wide options, by Istio's MeshConfig names |
 //! | [`translate`] | Kubernetes objects into the model, or a typed reason why not; one file per kind |
 //! | [`mesh`] | the state of the mesh: a change in, a snapshot out |
-//! | [`policy`] | L4 authorization and its explanation |
+//! | [`policy`] | authorization, of connections and of requests, and its explanation |
+//! | [`authentication`] | what tokens a request may carry, and what they say |
 //! | [`route`] | where an outbound connection goes |
 //! | [`bypass`] | destinations that are not captured |
 //! | [`dns`] | what the mesh answers to DNS, and the messages |
@@ -21,6 +22,7 @@
 //! | [`simulate`] | one call, decided from end to end with every reason |
 
 pub mod address;
+pub mod authentication;
 pub mod bypass;
 pub mod cni;
 pub mod dns;

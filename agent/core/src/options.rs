@@ -1,6 +1,7 @@
 //! The mesh-wide options: the YAML under key `mesh` of the ConfigMap `culvert`, or of Istio's own ConfigMap `istio`,
 //! in the root namespace. Istio's MeshConfig fields keep their names; ours are under `culvert:`.
 
+pub mod ext_authz;
 mod parse;
 
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use serde::Serialize;
 
 pub use parse::parse;
 
+use self::ext_authz::ExtAuthz;
 use crate::bypass::MeshBypass;
 use crate::identity::DEFAULT_TRUST_DOMAIN;
 use crate::policy::UnsupportedDeny;
@@ -47,6 +49,9 @@ pub struct MeshOptions {
     pub root_namespace: Arc<str>,
     /// `outboundTrafficPolicy.mode`: what becomes of a connection to an address nobody knows.
     pub outbound_traffic_policy: OutboundTrafficPolicy,
+    /// `extensionProviders` of the kinds `envoyExtAuthzHttp` and `envoyExtAuthzGrpc`: who decides for policies of action
+    /// CUSTOM.
+    pub ext_authz: Vec<Arc<ExtAuthz>>,
     /// `connectTimeout`: how long a TCP connection may take to be made.
     pub connect_timeout: Duration,
     /// `accessLogFile`: absent or empty for no access log; Culvert writes it to standard output.
@@ -96,6 +101,7 @@ impl Default for MeshOptions {
             trust_domain_aliases: Vec::new(),
             root_namespace: DEFAULT_ROOT_NAMESPACE.into(),
             outbound_traffic_policy: OutboundTrafficPolicy::default(),
+            ext_authz: Vec::new(),
             connect_timeout: Duration::from_secs(10),
             access_log_file: None,
             access_log_encoding: AccessLogEncoding::default(),

@@ -48,13 +48,36 @@
 //! | legacy or unknown `when` keys | the rule is skipped | as a field that L4 cannot see |
 //!
 //! CUSTOM and AUDIT policies are not enforced at L4 and are reported; policies with `targetRefs` belong to waypoints.
+//!
+//! # At waypoints
+//!
+//! [`authorize_request`] decides what a waypoint is asked for, by the same rules and the same engine. Policies with
+//! `targetRefs` apply there and nowhere else, and no other does: those without are for the nodes of the destination.
+//!
+//! 1. CUSTOM: each provider whose policy matches is asked; one that nobody knows denies.
+//! 2. Any DENY rule that matches: denied. AUDIT marks, and never decides.
+//! 3. No ALLOW policy applies: allowed. Any ALLOW rule that matches: allowed. Otherwise denied.
+//!
+//! A connection that is not HTTP has neither path nor headers nor token: a field of those is left out of DENY, CUSTOM
+//! and AUDIT rules, which match more, and keeps ALLOW rules from matching. Strings of requests match by a `*` at the
+//! start or else at the end; any other `*` is itself. Where this is stricter than Istio's waypoint:
+//!
+//! | written | Istio's waypoint | here |
+//! |---|---|---|
+//! | `hosts: [a.example]` and a request for `A.example:8080`, or for `a.example.` | no match, also in DENY | DENY and ALLOW's `notHosts` disregard port and final dot; ALLOW's `hosts` and DENY's `notHosts` do not |
+//! | a claim that is a number or a boolean | never matches, also in DENY | DENY and ALLOW's `notValues` compare its text; the others do not |
+//! | `experimental.envoy.filters.*`, unknown and legacy keys | Envoy's metadata; the rule is skipped | DENY: taken to match; ALLOW: the rule never matches |
+//! | paths with `{*}` or `{**}` where these cannot be | refused by the webhook alone | DENY: matches everything; ALLOW: nothing |
+//! | CUSTOM with fields of a token, which is read only after | never matches, so that nobody is asked | taken to match |
 
 mod evaluate;
 mod explain;
 mod matcher;
 mod peer_authentication;
+mod request;
 mod rule;
 mod serialize;
+mod target;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -67,7 +90,13 @@ pub use explain::{Explanation, NotAllowed, Reason, RuleMatch, Tried};
 pub(crate) use matcher::has_inner_wildcard;
 pub use matcher::{Networks, Pattern, Ports, Principals, ServiceAccounts, Strings};
 pub use peer_authentication::{EffectivePeerAuthentication, MtlsMode, PeerAuthentication, PeerAuthenticationScope};
+pub use request::{
+    ClaimPath, HttpFacts, PathTemplate, Paths, RequestAttribute, RequestDecision, RequestFacts, RequestTarget, Verdict,
+    ask, authorize_request, decide_request,
+};
 pub use rule::{Alternative, Attribute, Clause, ClauseKind, Condition, Rule};
+
+pub use target::{NotBound, PolicyTarget};
 
 use crate::identity::Identity;
 use crate::mesh::Snapshot;
@@ -86,6 +115,8 @@ pub struct AuthorizationPolicy {
     pub rules: Vec<Rule>,
     /// Whether it is only reported (`istio.io/dry-run: "true"`).
     pub dry_run: bool,
+    /// Who is asked about what matches ([`Action::Custom`]), by the name in the mesh options; empty for nobody.
+    pub provider: Arc<str>,
 }
 
 impl AuthorizationPolicy {
@@ -96,7 +127,13 @@ impl AuthorizationPolicy {
             Scope::Namespace => workload.namespace == self.name.namespace,
             Scope::Selector(labels) => workload.namespace == self.name.namespace && selects(labels, &workload.labels),
             Scope::MeshSelector(labels) => selects(labels, &workload.labels),
+            Scope::Targets(_) => false,
         }
+    }
+
+    /// Whether nodes enforce it; else waypoints do.
+    pub fn is_for_nodes(&self) -> bool {
+        !matches!(self.scope, Scope::Targets(_))
     }
 }
 
@@ -113,9 +150,20 @@ pub enum Action {
     Allow,
     /// The call is denied.
     Deny,
+    /// The call is marked; only at waypoints.
+    Audit,
+    /// An extension provider decides; only at waypoints.
+    Custom,
 }
 
-/// Which workloads a policy applies to.
+impl Action {
+    /// Whether a match can only take away: what cannot be read in such a rule matches.
+    pub fn restricts(self) -> bool {
+        self != Self::Allow
+    }
+}
+
+/// What a policy applies to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub enum Scope {
     /// Every workload: a policy of the root namespace without a selector.
@@ -126,6 +174,8 @@ pub enum Scope {
     Selector(Labels),
     /// The workloads of every namespace that carry these labels: a policy of the root namespace (never empty).
     MeshSelector(Labels),
+    /// No workload, but what waypoints are asked for: see [`PolicyTarget`].
+    Targets(Box<[PolicyTarget]>),
 }
 
 /// What to do with a DENY clause that holds nothing L4 can see (mesh option `l4-unsupported-deny`).

@@ -3,9 +3,12 @@
 use std::sync::Arc;
 
 use imbl::HashMap;
+use smallvec::SmallVec;
 
 use super::selectors::SelectorIndex;
-use crate::policy::{AuthorizationPolicy, PeerAuthentication, PeerAuthenticationScope, Scope};
+use crate::policy::{
+    AuthorizationPolicy, PeerAuthentication, PeerAuthenticationScope, PolicyTarget, RequestTarget, Scope,
+};
 use crate::workload::{Labels, NamespacedName, Workload};
 
 /// What a policy applies to.
@@ -15,6 +18,8 @@ pub(super) enum Target {
     Namespace,
     Selector(Arc<Labels>),
     MeshSelector(Arc<Labels>),
+    /// Objects of the policy's namespace.
+    Objects(Box<[PolicyTarget]>),
 }
 
 /// A policy that says what it applies to.
@@ -34,6 +39,7 @@ impl Targets for AuthorizationPolicy {
             Scope::Namespace => Target::Namespace,
             Scope::Selector(labels) => Target::Selector(Arc::new(labels.clone())),
             Scope::MeshSelector(labels) => Target::MeshSelector(Arc::new(labels.clone())),
+            Scope::Targets(targets) => Target::Objects(targets.clone()),
         }
     }
 }
@@ -60,6 +66,8 @@ pub(super) struct PolicyIndex<T> {
     namespaces: HashMap<Arc<str>, Arc<Vec<Arc<T>>>>,
     mesh_selected: SelectorIndex<Arc<T>>,
     selected: HashMap<Arc<str>, SelectorIndex<Arc<T>>>,
+    /// Those of waypoints, by the namespace and the object that they are attached to.
+    attached: HashMap<(Arc<str>, PolicyTarget), Arc<Vec<Arc<T>>>>,
 }
 
 impl<T> Default for PolicyIndex<T> {
@@ -70,6 +78,7 @@ impl<T> Default for PolicyIndex<T> {
             namespaces: HashMap::new(),
             mesh_selected: SelectorIndex::default(),
             selected: HashMap::new(),
+            attached: HashMap::new(),
         }
     }
 }
@@ -103,6 +112,11 @@ impl<T: Targets> PolicyIndex<T> {
             Target::Namespace => Arc::make_mut(self.namespaces.entry(namespace).or_default()).push(policy),
             Target::Selector(labels) => self.selected.entry(namespace).or_default().insert(&labels, policy),
             Target::MeshSelector(labels) => self.mesh_selected.insert(&labels, policy),
+            Target::Objects(objects) => {
+                for object in objects {
+                    Arc::make_mut(self.attached.entry(place(&namespace, object)).or_default()).push(policy.clone());
+                }
+            }
         }
     }
 
@@ -127,7 +141,39 @@ impl<T: Targets> PolicyIndex<T> {
                 }
             }
             Target::MeshSelector(labels) => self.mesh_selected.remove(&labels, policy),
+            Target::Objects(objects) => {
+                for place in objects.into_iter().map(|object| place(namespace, object)) {
+                    let Some(policies) = self.attached.get_mut(&place) else { continue };
+                    Arc::make_mut(policies).retain(|known| known != policy);
+                    if policies.is_empty() {
+                        self.attached.remove(&place);
+                    }
+                }
+            }
         }
+    }
+
+    /// The policies that are attached to what a waypoint is asked for, each once, in no particular order: to every
+    /// waypoint, to this one, and to the service.
+    pub(super) fn at<'a>(&'a self, target: RequestTarget<'_>) -> SmallVec<[&'a Arc<T>; 4]> {
+        let gateway = target.gateway;
+        let everywhere = ("".into(), PolicyTarget::Waypoints);
+        let here = (gateway.namespace.clone(), PolicyTarget::Gateway(gateway.name.clone()));
+        let service = target.service.map(|service| {
+            let name = service.name.clone();
+            let object = if service.canonical { PolicyTarget::Service(name) } else { PolicyTarget::ServiceEntry(name) };
+            (service.key.namespace.clone(), object)
+        });
+        let mut found: SmallVec<[&'a Arc<T>; 4]> = SmallVec::new();
+        for place in [Some(everywhere), Some(here), service].into_iter().flatten() {
+            for policy in self.attached.get(&place).into_iter().flat_map(|policies| policies.iter()) {
+                // One policy may name both the service and its waypoint.
+                if !found.iter().any(|known| Arc::ptr_eq(known, policy)) {
+                    found.push(policy);
+                }
+            }
+        }
+        found
     }
 
     /// The policies that apply to `workload`, in no particular order.
@@ -136,5 +182,13 @@ impl<T: Targets> PolicyIndex<T> {
         let selected = self.selected.get(&workload.namespace).into_iter();
         let selected = selected.chain([&self.mesh_selected]).flat_map(|index| index.matching(&workload.labels));
         self.mesh.iter().chain(namespace).chain(selected)
+    }
+}
+
+/// Where policies of `namespace` that are attached to `object` are kept: those of every waypoint under no namespace.
+fn place(namespace: &Arc<str>, object: PolicyTarget) -> (Arc<str>, PolicyTarget) {
+    match object {
+        PolicyTarget::Waypoints => ("".into(), object),
+        object => (namespace.clone(), object),
     }
 }

@@ -13,7 +13,7 @@ use super::scoped::PolicyIndex;
 use super::selectors::selects;
 use super::vips::{Claims, VipIndex};
 use crate::options::MeshOptions;
-use crate::policy::{AuthorizationPolicy, EffectivePeerAuthentication, PeerAuthentication};
+use crate::policy::{AuthorizationPolicy, EffectivePeerAuthentication, PeerAuthentication, RequestTarget};
 use crate::route::table::ServiceRoutes;
 use crate::service::{Service, ServiceKey, ServicePort};
 use crate::translate::Finding;
@@ -133,7 +133,7 @@ impl Snapshot {
         self.services.values().map(|state| &state.service)
     }
 
-    /// Every AuthorizationPolicy that is enforced by nodes, in no particular order.
+    /// Every AuthorizationPolicy that nodes or waypoints enforce, in no particular order.
     pub fn authorization_policies(&self) -> impl ExactSizeIterator<Item = &Arc<AuthorizationPolicy>> {
         self.policies.all()
     }
@@ -172,6 +172,17 @@ impl Snapshot {
     pub fn policies_for(&self, workload: &Workload) -> SmallVec<[Arc<AuthorizationPolicy>; 4]> {
         let mut policies: SmallVec<[Arc<AuthorizationPolicy>; 4]> = self.policies.of(workload).cloned().collect();
         policies.sort_unstable_by(|a, b| (&a.name.name, &a.name.namespace).cmp(&(&b.name.name, &b.name.namespace)));
+        policies
+    }
+
+    /// The AuthorizationPolicies that apply to what a waypoint is asked for.
+    ///
+    /// Sorted by name and namespace, as those of [`Self::policies_for`].
+    pub fn policies_at(&self, target: RequestTarget<'_>) -> SmallVec<[Arc<AuthorizationPolicy>; 4]> {
+        let mut policies: SmallVec<[_; 4]> = self.policies.at(target).into_iter().cloned().collect();
+        policies.sort_unstable_by(|a: &Arc<AuthorizationPolicy>, b| {
+            (&a.name.name, &a.name.namespace).cmp(&(&b.name.name, &b.name.namespace))
+        });
         policies
     }
 

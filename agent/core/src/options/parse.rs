@@ -1,5 +1,7 @@
 //! Reading the options.
 
+mod providers;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,7 +34,6 @@ const UNSUPPORTED: &[&str] = &[
     "enableEnvoyAccessLogService",
     "enablePrometheusMerge",
     "enableTracing",
-    "extensionProviders",
     "h2UpgradePolicy",
     "hboneIdleTimeout",
     "inboundClusterStatName",
@@ -81,6 +82,8 @@ pub fn parse(text: &str, object: &ObjectRef, findings: &mut Vec<Finding>) -> Opt
     let trust_domain_aliases = reader.take::<Vec<Arc<str>>>("trustDomainAliases", "a list of names");
     let root_namespace = reader.name("rootNamespace").unwrap_or(default.root_namespace);
     let outbound = reader.mapping("outboundTrafficPolicy");
+    let ext_authz = reader.take::<Vec<Value>>("extensionProviders", "a list of providers").unwrap_or_default();
+    let ext_authz = providers::read(ext_authz, &mut reader);
     let connect_timeout = reader.duration("connectTimeout").unwrap_or(default.connect_timeout);
     let access_log_file = reader.take::<Arc<str>>("accessLogFile", "a path").filter(|file| !file.is_empty());
     let access_log_encoding =
@@ -124,6 +127,7 @@ pub fn parse(text: &str, object: &ObjectRef, findings: &mut Vec<Finding>) -> Opt
         trust_domain_aliases: trust_domain_aliases.unwrap_or_default(),
         root_namespace,
         outbound_traffic_policy: outbound_traffic_policy.unwrap_or_default(),
+        ext_authz,
         connect_timeout,
         access_log_file,
         access_log_encoding: access_log_encoding.unwrap_or_default(),
@@ -294,8 +298,11 @@ mod tests {
 
     #[test]
     fn unknown_and_unsupported_options_are_reported() {
-        let (_, findings) = read("trustDomian: x\nextensionProviders: []\nculvert: {a: 1}\n");
-        assert_eq!(findings, ["data[mesh].extensionProviders", "data[mesh].trustDomian", "data[mesh].culvert.a"]);
+        let (_, findings) = read("trustDomian: x\nextensionProviders: [{name: x, zipkin: {}}]\nculvert: {a: 1}\n");
+        assert_eq!(
+            findings,
+            ["data[mesh].extensionProviders[0].zipkin", "data[mesh].trustDomian", "data[mesh].culvert.a"]
+        );
     }
 
     #[test]

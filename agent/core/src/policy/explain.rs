@@ -1,5 +1,6 @@
 //! Why a call was allowed or denied, in one readable line and in fields.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -27,6 +28,10 @@ pub enum Reason {
     Denied(Box<RuleMatch>),
     /// Denied: ALLOW policies apply, and none of their rules matches.
     NotAllowed(Box<NotAllowed>),
+    /// Not decided yet: the policy's provider is to be asked.
+    Ask(Box<RuleMatch>),
+    /// Denied: the policy names a provider that the mesh options do not have.
+    UnknownProvider(Box<RuleMatch>),
     /// Denied: the port insists on an identity, and the caller has none.
     MtlsRequired {
         /// The PeerAuthentication that says so.
@@ -67,7 +72,7 @@ pub struct RuleMatch {
 struct Evidence {
     clause: u16,
     alternative: u16,
-    /// `None`: the alternative holds nothing L4 can see, and matches for that.
+    /// `None`: the alternative holds nothing that can be decided, and matches for that.
     condition: Option<u16>,
     /// `None`: none of the values of a `not…` field matched.
     value: Option<u16>,
@@ -103,7 +108,7 @@ impl Reason {
         match self {
             Self::NoAllowPolicy | Self::Incomplete(_) => None,
             Self::Allowed(found) => Some(&found.policy.name),
-            Self::Denied(found) => Some(&found.policy.name),
+            Self::Denied(found) | Self::Ask(found) | Self::UnknownProvider(found) => Some(&found.policy.name),
             Self::NotAllowed(tried) => tried.tried.first().map(|nearest| &nearest.policy),
             Self::MtlsRequired { object, .. } => object.as_ref(),
         }
@@ -113,8 +118,24 @@ impl Reason {
     pub fn rule(&self) -> Option<usize> {
         match self {
             Self::Allowed(found) => Some(found.rule),
-            Self::Denied(found) => Some(found.rule),
+            Self::Denied(found) | Self::Ask(found) | Self::UnknownProvider(found) => Some(found.rule),
             Self::NoAllowPolicy | Self::Incomplete(_) | Self::NotAllowed(_) | Self::MtlsRequired { .. } => None,
+        }
+    }
+
+    /// What denied a request, in the form of Envoy's response code details; `None` if nothing did.
+    pub fn response_code_details(&self) -> Option<String> {
+        let matched = |found: &RuleMatch| {
+            let NamespacedName { namespace, name } = &found.policy.name;
+            format!("rbac_access_denied_matched_policy[ns[{namespace}]-policy[{name}]-rule[{}]]", found.rule)
+        };
+        match self {
+            Self::NoAllowPolicy | Self::Allowed(_) | Self::Ask(_) => None,
+            Self::Denied(found) => Some(matched(found)),
+            Self::UnknownProvider(_) => Some("ext_authz_error".to_owned()),
+            Self::NotAllowed(_) | Self::Incomplete(_) | Self::MtlsRequired { .. } => {
+                Some("rbac_access_denied_matched_policy[none]".to_owned())
+            }
         }
     }
 
@@ -122,7 +143,7 @@ impl Reason {
     pub fn explanation(&self) -> Explanation {
         let (clause, value) = match self {
             Self::Allowed(found) => found.first_evidence(),
-            Self::Denied(found) => found.first_evidence(),
+            Self::Denied(found) | Self::Ask(found) | Self::UnknownProvider(found) => found.first_evidence(),
             Self::NotAllowed(tried) => (tried.tried.first().and_then(|nearest| nearest.clause.clone()), None),
             Self::NoAllowPolicy | Self::Incomplete(_) | Self::MtlsRequired { .. } => (None, None),
         };
@@ -144,6 +165,15 @@ impl fmt::Display for Reason {
             Self::Incomplete(why) => write!(f, "policies may be missing: {why}"),
             Self::Allowed(found) => write!(f, "allowed by AuthorizationPolicy {found}"),
             Self::Denied(found) => write!(f, "denied by AuthorizationPolicy {found}"),
+            Self::Ask(found) => {
+                write!(f, "for provider {:?} to decide, by AuthorizationPolicy {found}", found.policy.provider)
+            }
+            Self::UnknownProvider(found) => write!(
+                f,
+                "denied by AuthorizationPolicy {found}; its provider {:?} is none of the mesh options' that authorize: add \
+                 it to extensionProviders",
+                found.policy.provider
+            ),
             Self::NotAllowed(tried) => tried.fmt(f),
             Self::MtlsRequired { object: Some(object), port } => {
                 write!(f, "PeerAuthentication {object} requires mTLS on port {port}, and the call came in plaintext")
@@ -212,7 +242,11 @@ fn gather(
     if matched.conditions.is_empty() && evidence.len() < evidence.inline_size() {
         evidence.push(Evidence { clause, alternative, condition: None, value: None });
     }
-    for (i, condition) in matched.conditions.iter().enumerate() {
+    let mut decided = matched.conditions.iter().enumerate().filter(|(_, c)| c.is_shown(facts)).peekable();
+    if decided.peek().is_none() && !matched.conditions.is_empty() && evidence.len() < evidence.inline_size() {
+        evidence.push(Evidence { clause, alternative, condition: None, value: None });
+    }
+    for (i, condition) in decided {
         if evidence.len() == evidence.inline_size() {
             return;
         }
@@ -273,11 +307,10 @@ impl fmt::Display for Resolved<'_> {
             (Some(condition), Some(text)) => write!(f, " = {text:?} ({})", condition.attribute.key()),
             (Some(_), None) => f.write_str(" names none that match"),
             (None, _) => {
-                write!(
-                    f,
-                    " has only fields that L4 cannot see ({}), and matches",
-                    self.alternative.unsupported.join(", ")
-                )
+                let unseen = self.alternative.conditions.iter().map(|c| Cow::Borrowed(c.field(self.clause.kind)));
+                let names = self.alternative.unsupported.iter().map(|name| Cow::Borrowed(&**name)).chain(unseen);
+                let names = names.collect::<Vec<_>>().join(", ");
+                write!(f, " has only fields that cannot be seen here ({names}), and matches")
             }
         }
     }

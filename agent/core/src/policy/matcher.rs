@@ -11,6 +11,7 @@ use smallvec::SmallVec;
 
 use super::Call;
 use super::evaluate::Settings;
+use super::request::RequestFacts;
 use super::rule::Attribute;
 use crate::address::canonical_ip;
 use crate::identity::{DEFAULT_TRUST_DOMAIN, Identity};
@@ -23,6 +24,8 @@ pub(super) struct Facts<'a> {
     /// Whether the caller's trust domain is the mesh's, or an alias of it.
     local: bool,
     settings: Settings<'a>,
+    /// What the waypoint saw; `None` at L4.
+    pub(super) request: Option<&'a RequestFacts<'a>>,
     pub(super) source_ip: IpAddr,
     pub(super) destination_ip: IpAddr,
     pub(super) destination_port: u16,
@@ -41,15 +44,22 @@ impl<'a> Facts<'a> {
             path,
             local: call.principal.is_some_and(|id| settings.is_local(&id.trust_domain)),
             settings,
+            request: None,
             source_ip: canonical_ip(call.source_ip),
             destination_ip: canonical_ip(call.destination.ip()),
             destination_port: call.destination.port(),
         }
     }
 
+    /// The facts of what arrived at a waypoint.
+    pub(super) fn of_request(request: &'a RequestFacts<'a>, settings: Settings<'a>) -> Self {
+        Self { request: Some(request), ..Self::new(&request.call, settings) }
+    }
+
     /// What the call has for `attribute`, for people.
     pub(super) fn describe(&self, attribute: &Attribute) -> String {
         let id = match (attribute, self.identity) {
+            (Attribute::Request(attribute), _) => return attribute.describe(self.request),
             (Attribute::SourceIp(_), _) => return self.source_ip.to_string(),
             (Attribute::DestinationIp(_), _) => return self.destination_ip.to_string(),
             (Attribute::DestinationPort(_), _) => return self.destination_port.to_string(),
@@ -94,6 +104,8 @@ pub enum Pattern {
     Suffix(Box<str>),
     /// Starts with the one and ends with the other: what a `*` in the middle can at most mean.
     Around(Box<str>, Box<str>),
+    /// These, in this order, and anything between: `a*b*c`.
+    Glob(Box<[Box<str>]>),
 }
 
 impl Pattern {
@@ -106,8 +118,26 @@ impl Pattern {
             Self::Around(prefix, suffix) => {
                 starts_with(head, tail, prefix.as_bytes()) && ends_with(head, tail, suffix.as_bytes())
             }
+            Self::Glob(pieces) if tail.is_empty() => glob(pieces, head),
+            Self::Glob(pieces) => glob(pieces, &[head, tail].concat()),
         }
     }
+}
+
+/// Whether `text` is the first piece, the last piece, and the others between them in their order: taking each as early
+/// as it comes finds a match if there is one.
+fn glob(pieces: &[Box<str>], text: &[u8]) -> bool {
+    let [first, between @ .., last] = pieces else {
+        return pieces.first().is_some_and(|only| only.as_bytes() == text);
+    };
+    let Some(mut rest) = text.strip_prefix(first.as_bytes()) else { return false };
+    for piece in between.iter().filter(|piece| !piece.is_empty()) {
+        match rest.windows(piece.len()).position(|window| window == piece.as_bytes()) {
+            Some(at) => rest = &rest[at + piece.len()..],
+            None => return false,
+        }
+    }
+    rest.ends_with(last.as_bytes())
 }
 
 fn starts_with(head: &[u8], tail: &[u8], prefix: &[u8]) -> bool {
@@ -149,6 +179,28 @@ impl<'v> Text<'v> {
     }
 }
 
+impl<'v> Text<'v> {
+    /// As Istio reads strings of requests: a `*` at the start or else at the end is a wildcard, any other is itself.
+    fn parse_plain(value: &'v str) -> Self {
+        match (value.strip_prefix('*'), value.strip_suffix('*')) {
+            (Some(""), _) => Self::Pattern(Pattern::Present),
+            (Some(suffix), _) => Self::Pattern(Pattern::Suffix(suffix.into())),
+            (None, Some(prefix)) => Self::Pattern(Pattern::Prefix(prefix.into())),
+            (None, None) => Self::Exact(value),
+        }
+    }
+
+    /// Every `*` is a wildcard.
+    fn parse_glob(value: &'v str) -> Self {
+        match Self::parse(value) {
+            Self::Pattern(Pattern::Around(..)) => {
+                Self::Pattern(Pattern::Glob(value.split('*').map(Box::from).collect()))
+            }
+            text => text,
+        }
+    }
+}
+
 /// Whether `value` has a `*` anywhere but at its start or its end, or more than one.
 pub(crate) fn has_inner_wildcard(value: &str) -> bool {
     matches!(Text::parse(value), Text::Pattern(Pattern::Around(..)))
@@ -164,9 +216,23 @@ pub struct Strings {
 impl Strings {
     /// From values with their positions in the object.
     pub fn new<'v>(values: impl IntoIterator<Item = (usize, &'v str)>) -> Self {
+        Self::of(values.into_iter().map(|(index, value)| (index, Text::parse(value))))
+    }
+
+    /// As [`Self::new`], where a `*` that is neither first nor last stands for itself: strings of requests.
+    pub fn plain<'v>(values: impl IntoIterator<Item = (usize, &'v str)>) -> Self {
+        Self::of(values.into_iter().map(|(index, value)| (index, Text::parse_plain(value))))
+    }
+
+    /// As [`Self::new`], where each `*` stands for anything: namespaces, at waypoints.
+    pub fn globs<'v>(values: impl IntoIterator<Item = (usize, &'v str)>) -> Self {
+        Self::of(values.into_iter().map(|(index, value)| (index, Text::parse_glob(value))))
+    }
+
+    fn of<'v>(values: impl IntoIterator<Item = (usize, Text<'v>)>) -> Self {
         let (mut exact, mut patterns) = (Vec::new(), Vec::new());
         for (index, value) in values {
-            match Text::parse(value) {
+            match value {
                 Text::Exact(text) => exact.push((Box::from(text), index)),
                 Text::Pattern(pattern) => patterns.push((pattern, index)),
             }
@@ -179,6 +245,17 @@ impl Strings {
         let exact = self.exact.binary_search_by(|(value, _)| (**value).cmp(text)).ok().map(|i| self.exact[i].1);
         let pattern = || self.patterns.iter().find(|(p, _)| p.matches(text.as_bytes(), b"")).map(|(_, i)| *i);
         exact.or_else(pattern)
+    }
+
+    /// As [`Self::find`] for bytes that may be no text.
+    pub(super) fn find_bytes(&self, bytes: &[u8]) -> Option<usize> {
+        let exact = self.exact.binary_search_by(|(value, _)| value.as_bytes().cmp(bytes)).ok().map(|i| self.exact[i].1);
+        exact.or_else(|| self.patterns.iter().find(|(p, _)| p.matches(bytes, b"")).map(|(_, i)| *i))
+    }
+
+    /// The position of a `*`, which asks that there be something.
+    pub(super) fn presence(&self) -> Option<usize> {
+        self.patterns.iter().find(|(pattern, _)| *pattern == Pattern::Present).map(|(_, index)| *index)
     }
 }
 

@@ -1,14 +1,16 @@
 //! The parts of a policy: rule, clause, alternative, condition.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use super::matcher::{Facts, Networks, Ports, Principals, ServiceAccounts, Strings};
+use super::request::RequestAttribute;
 use super::{Action, UnsupportedDeny};
 
 /// One entry of `spec.rules`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rule {
-    /// Cannot match, for the reason given: an ALLOW rule with what L4 cannot see or read.
+    /// Cannot match, for the reason given: an ALLOW rule with what cannot be seen or read.
     Never(Box<str>),
     /// Matches if every clause does; without clauses, always.
     Clauses(Box<[Clause]>),
@@ -36,13 +38,13 @@ pub enum ClauseKind {
 
 /// One `source`, `operation` or `when` entry: matches if every condition holds.
 ///
-/// Without conditions it never matches, except in a DENY rule that holds fields L4 cannot see: see
+/// Without conditions that can be decided it never matches, except in a rule that restricts and holds other fields: see
 /// [`UnsupportedDeny`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Alternative {
-    /// What L4 can decide.
+    /// What can be decided: at L4, or for a policy with targets by a waypoint.
     pub conditions: Box<[Condition]>,
-    /// The names of the fields that L4 cannot see; only DENY rules have any.
+    /// The names of the fields that cannot; only rules that restrict have any.
     pub unsupported: Box<[Box<str>]>,
 }
 
@@ -76,6 +78,8 @@ pub enum Attribute {
     DestinationIp(Networks),
     /// `ports`, `destination.port`
     DestinationPort(Ports),
+    /// What only a waypoint sees; only policies with targets have any.
+    Request(Box<RequestAttribute>),
 }
 
 impl Rule {
@@ -91,16 +95,36 @@ impl Rule {
 
 impl Alternative {
     pub(super) fn matches(&self, facts: &Facts<'_>, action: Action, unsupported: UnsupportedDeny) -> bool {
-        if self.conditions.is_empty() {
-            return action == Action::Deny && unsupported == UnsupportedDeny::Deny && !self.unsupported.is_empty();
+        let mut decided = false;
+        for condition in &self.conditions {
+            match condition.judge(facts) {
+                Some(false) => return false,
+                Some(true) => decided = true,
+                None if !action.restricts() => return false,
+                None => {}
+            }
         }
-        self.conditions.iter().all(|condition| condition.holds(facts))
+        let holds_others = self.unsupported.len() + self.conditions.len() > 0;
+        decided || (action.restricts() && unsupported == UnsupportedDeny::Deny && holds_others)
     }
 }
 
 impl Condition {
     pub(super) fn holds(&self, facts: &Facts<'_>) -> bool {
-        self.matching_value(facts).is_some() != self.negated
+        self.judge(facts) == Some(true)
+    }
+
+    /// Whether it holds; `None` if nothing of the call shows: a connection has no path.
+    pub(super) fn judge(&self, facts: &Facts<'_>) -> Option<bool> {
+        self.is_shown(facts).then(|| self.matching_value(facts).is_some() != self.negated)
+    }
+
+    /// Whether anything of the call shows whether it holds.
+    pub(super) fn is_shown(&self, facts: &Facts<'_>) -> bool {
+        match &self.attribute {
+            Attribute::Request(attribute) => self.unreadable.is_some() || attribute.is_shown_by(facts.request),
+            _ => true,
+        }
     }
 
     /// The position of the first value found to match.
@@ -113,6 +137,7 @@ impl Condition {
             Attribute::SourceIp(values) => values.find(facts.source_ip),
             Attribute::DestinationIp(values) => values.find(facts.destination_ip),
             Attribute::DestinationPort(values) => values.find(facts.destination_port),
+            Attribute::Request(attribute) => attribute.find(facts.request?),
         })
     }
 
@@ -127,6 +152,7 @@ impl Condition {
             (_, Attribute::SourceIp(_)) => ("source.ipBlocks", "source.notIpBlocks"),
             (_, Attribute::DestinationIp(_)) => ("operation.ips", "operation.notIps"),
             (_, Attribute::DestinationPort(_)) => ("operation.ports", "operation.notPorts"),
+            (_, Attribute::Request(attribute)) => attribute.fields(),
         };
         if self.negated { pair.1 } else { pair.0 }
     }
@@ -134,8 +160,8 @@ impl Condition {
 
 impl Attribute {
     /// The attribute by the name that `when` uses for it.
-    pub fn key(&self) -> &'static str {
-        match self {
+    pub fn key(&self) -> Cow<'static, str> {
+        Cow::Borrowed(match self {
             Self::SourcePrincipal(_) => "source.principal",
             Self::SourceNamespace(_) => "source.namespace",
             Self::SourceServiceAccount(_) => "source.serviceAccount",
@@ -143,7 +169,8 @@ impl Attribute {
             Self::SourceIp(_) => "source.ip",
             Self::DestinationIp(_) => "destination.ip",
             Self::DestinationPort(_) => "destination.port",
-        }
+            Self::Request(attribute) => return attribute.key(),
+        })
     }
 }
 

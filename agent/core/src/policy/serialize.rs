@@ -49,7 +49,7 @@ impl Serialize for Fields<'_> {
         let Self(kind, alternative) = self;
         let mut fields = serializer.serialize_map(None)?;
         if let (ClauseKind::When(_), Some(condition)) = (kind, alternative.conditions.first()) {
-            fields.serialize_entry("key", condition.attribute.key())?;
+            fields.serialize_entry("key", &*condition.attribute.key())?;
         }
         for condition in &alternative.conditions {
             fields.serialize_entry(condition.field(*kind), &condition.written)?;

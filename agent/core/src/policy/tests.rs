@@ -3,6 +3,7 @@
 mod explanations;
 mod peer_authentication;
 mod properties;
+mod requests;
 mod strictness;
 mod table;
 
