@@ -106,6 +106,8 @@ pub(crate) enum Scope {
     Namespace,
     Selector(BTreeMap<String, String>),
     MeshSelector(BTreeMap<String, String>),
+    /// Objects, each as `{"Service": "name"}` or `"Waypoints"`.
+    Targets(Vec<Value>),
 }
 
 #[derive(Debug, Deserialize)]

@@ -52,7 +52,8 @@ fuzz_target!(|input: &[u8]| {
 /// What holds for each policy by itself.
 fn alone(object: &AuthorizationPolicy, call: &Call<'_>) {
     let by = |object: &AuthorizationPolicy, unsupported_deny| {
-        let policy = Arc::new(translate::authorization_policy(object, ROOT, &mut Vec::new())?);
+        let policy = translate::authorization_policy(object, ROOT, &mut Vec::new());
+        let policy = Arc::new(policy.filter(|policy| policy.is_for_nodes())?);
         let settings = Settings { trust_domain: "cluster.local", aliases: &["old.example".into()], unsupported_deny };
         let decision = decide(settings, &EffectivePeerAuthentication::default(), &[policy.clone()], call);
         assert_explained(&decision, call);
@@ -87,9 +88,10 @@ fn together(objects: Vec<Object>, call: &Call<'_>, flags: u8) {
 /// The explanation says what was decided, and points to what is there.
 fn assert_explained(decision: &Decision, call: &Call<'_>) {
     let matched = match &decision.reason {
-        Reason::NoAllowPolicy => None,
+        Reason::NoAllowPolicy | Reason::Incomplete(_) => None,
         Reason::Allowed(found) => Some((found, Action::Allow)),
         Reason::Denied(found) => Some((&**found, Action::Deny)),
+        Reason::Ask(_) | Reason::UnknownProvider(_) => unreachable!("nodes ask nobody"),
         Reason::NotAllowed(tried) => {
             assert!(!decision.allowed && tried.policies > 0);
             None

@@ -16,7 +16,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 use kube::CustomResourceExt as _;
 
 use crate::networking::{ServiceEntry, VirtualService, WorkloadEntry};
-use crate::security::{AuthorizationPolicy, PeerAuthentication};
+use crate::security::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
 
 /// The label by which a definition is known as Culvert's; one without it is somebody else's, Istio's as a rule, and
 /// is left alone.
@@ -35,6 +35,7 @@ pub fn definitions() -> Vec<CustomResourceDefinition> {
     vec![
         complete(AuthorizationPolicy::crd(), SECURITY, &[("Action", ".spec.action", "string"), AGE]),
         complete(PeerAuthentication::crd(), SECURITY, &[("Mode", ".spec.mtls.mode", "string"), AGE]),
+        complete(RequestAuthentication::crd(), SECURITY, &[AGE]),
         complete(
             ServiceEntry::crd(),
             NETWORKING,

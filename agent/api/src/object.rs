@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::Gateway;
 use crate::networking::{ServiceEntry, VirtualService, WorkloadEntry};
-use crate::security::{AuthorizationPolicy, PeerAuthentication};
+use crate::security::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
 
 macro_rules! kinds {
     ($($kind:ident { $versions:pat, namespaced: $namespaced:literal }),* $(,)?) => {
@@ -94,6 +94,7 @@ kinds! {
     },
     AuthorizationPolicy { "security.istio.io/v1" | "security.istio.io/v1beta1", namespaced: true },
     PeerAuthentication { "security.istio.io/v1" | "security.istio.io/v1beta1", namespaced: true },
+    RequestAuthentication { "security.istio.io/v1" | "security.istio.io/v1beta1", namespaced: true },
     VirtualService {
         "networking.istio.io/v1" | "networking.istio.io/v1beta1" | "networking.istio.io/v1alpha3", namespaced: true
     },
@@ -102,7 +103,7 @@ kinds! {
 impl Kind {
     /// Whether only waypoints read it: it says how requests are routed, which nodes do not see.
     pub fn is_of_waypoints(self) -> bool {
-        matches!(self, Self::VirtualService)
+        matches!(self, Self::VirtualService | Self::RequestAuthentication)
     }
 }
 
@@ -225,8 +226,11 @@ impl Object {
         let mut object = Self::parse(kind, Value::Object(fields), &mut unknown)
             .map_err(|WrongType { path, message }| ObjectError::Field { path, message })?;
 
-        if let Self::AuthorizationPolicy(policy) = &mut object {
-            policy.spec.unknown_fields = unknown.iter().map(|field| field.path.clone()).collect();
+        let unread = || unknown.iter().map(|field| field.path.clone()).collect();
+        match &mut object {
+            Self::AuthorizationPolicy(policy) => policy.spec.unknown_fields = unread(),
+            Self::RequestAuthentication(object) => object.spec.unknown_fields = unread(),
+            _ => {}
         }
         let meta = object.metadata_mut();
         let name = meta.name.as_deref().ok_or(ObjectError::Missing("metadata.name"))?;

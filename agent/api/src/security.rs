@@ -1,4 +1,4 @@
-//! `security.istio.io`: AuthorizationPolicy and PeerAuthentication (istio/api `security/v1beta1/*.proto`).
+//! `security.istio.io`: AuthorizationPolicy, PeerAuthentication and RequestAuthentication (istio/api `security/v1beta1/*.proto`).
 
 use std::collections::BTreeMap;
 
@@ -251,4 +251,106 @@ pub enum MtlsMode {
     Permissive,
     /// Mutual TLS only.
     Strict,
+}
+
+/// Which tokens (JWT) a request may carry.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "security.istio.io",
+    version = "v1",
+    kind = "RequestAuthentication",
+    plural = "requestauthentications",
+    shortname = "ra",
+    category = "istio-io",
+    category = "security-istio-io",
+    namespaced,
+    status = "IstioStatus",
+    derive = "Default",
+    derive = "PartialEq"
+)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RequestAuthenticationSpec {
+    /// The tokens, each of which is as good as the others.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 4096))]
+    pub jwt_rules: Vec<JwtRule>,
+    /// The pods; of no effect here, where waypoints read tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub selector: Option<WorkloadSelector>,
+    /// The deprecated spelling of one of `target_refs`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_ref: Option<PolicyTargetReference>,
+    /// The objects whose waypoint reads the tokens; exclusive with `selector`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub target_refs: Vec<PolicyTargetReference>,
+    /// The paths of fields that nothing reads, as [`crate::Object::from_value`] found them: who misspells `audiences`
+    /// must not accept every audience.
+    #[serde(skip)]
+    pub unknown_fields: Vec<String>,
+}
+
+/// The tokens of one issuer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct JwtRule {
+    /// Who issued it, as `iss` says.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub issuer: String,
+    /// One of these must be in `aud`; absent for any.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub audiences: Vec<String>,
+    /// Where the issuer publishes its keys.
+    #[serde(skip_serializing_if = "String::is_empty", alias = "jwks_uri")]
+    #[schemars(length(max = 2048))]
+    pub jwks_uri: String,
+    /// The issuer's keys, as a JSON Web Key Set.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub jwks: String,
+    /// The headers that may carry it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub from_headers: Vec<JwtHeader>,
+    /// The query parameters that may.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub from_params: Vec<String>,
+    /// The cookies that may.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub from_cookies: Vec<String>,
+    /// The header that its payload is passed on in, in base64url.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub output_payload_to_header: String,
+    /// The headers that single claims are passed on in.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub output_claim_to_headers: Vec<ClaimToHeader>,
+    /// Whether it is passed on where it was.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub forward_original_token: bool,
+    /// How long fetching the keys may take.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<String>,
+    /// Claims that are lists of words, beside `scope` and `permission`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub space_delimited_claims: Vec<String>,
+}
+
+/// A header that may carry a token.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct JwtHeader {
+    /// The header.
+    pub name: String,
+    /// What comes before the token, with its space.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub prefix: String,
+}
+
+/// A header that a claim is passed on in.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ClaimToHeader {
+    /// The header.
+    pub header: String,
+    /// The claim; `.` leads into one that holds others.
+    pub claim: String,
 }

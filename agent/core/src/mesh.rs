@@ -6,6 +6,7 @@
 //! snapshot, in whatever order they came.
 
 mod allocate;
+mod bindings;
 mod destinations;
 mod namespaces;
 mod routes;
@@ -25,7 +26,7 @@ use std::sync::Arc;
 
 use culvert_api::k8s_openapi::api::core::v1::ConfigMap;
 use culvert_api::names::annotation;
-use culvert_api::security::{AuthorizationPolicy, PeerAuthentication};
+use culvert_api::security::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
 use culvert_api::{Kind, Object, ObjectRef};
 
 pub use destinations::Touched;
@@ -78,6 +79,7 @@ pub struct Mesh {
     /// As they came: what they mean depends on the options.
     policies: HashMap<NamespacedName, Box<AuthorizationPolicy>>,
     peer_authentications: HashMap<NamespacedName, Box<PeerAuthentication>>,
+    request_authentications: HashMap<NamespacedName, Box<RequestAuthentication>>,
     /// The ConfigMaps that hold options, by name.
     config_maps: BTreeMap<Arc<str>, ConfigMap>,
     sandboxes: HashMap<WorkloadUid, SandboxState>,
@@ -216,6 +218,9 @@ impl Mesh {
             Object::PeerAuthentication(object) => {
                 self.set_peer_authentication(name_of(&reference), Some(object), &mut list);
             }
+            Object::RequestAuthentication(object) => {
+                self.set_request_authentication(name_of(&reference), Some(object), &mut list);
+            }
             Object::VirtualService(object) => self.set_virtual_service(&reference, Some(object), &mut list),
             Object::ConfigMap(config_map) => {
                 if options::is_config_map(&reference) {
@@ -242,6 +247,7 @@ impl Mesh {
             Kind::Gateway => self.set_gateway(name_of(&object), None),
             Kind::AuthorizationPolicy => self.set_policy(name_of(&object), None, &mut Vec::new()),
             Kind::PeerAuthentication => self.set_peer_authentication(name_of(&object), None, &mut Vec::new()),
+            Kind::RequestAuthentication => self.set_request_authentication(name_of(&object), None, &mut Vec::new()),
             Kind::VirtualService => self.set_virtual_service(&object, None, &mut Vec::new()),
             Kind::ConfigMap => {
                 if options::is_config_map(&object) {
@@ -348,6 +354,21 @@ impl Mesh {
         };
     }
 
+    fn set_request_authentication(
+        &mut self,
+        name: NamespacedName,
+        object: Option<Box<RequestAuthentication>>,
+        findings: &mut Vec<Finding>,
+    ) {
+        let root = &self.current.options.root_namespace;
+        let policy = object.as_deref().and_then(|object| translate::request_authentication(object, root, findings));
+        self.current.request_authentications.set(&name, policy);
+        match object {
+            Some(object) => self.request_authentications.insert(name, object),
+            None => self.request_authentications.remove(&name),
+        };
+    }
+
     fn set_findings(&mut self, object: ObjectRef, findings: Vec<Finding>) {
         if findings.is_empty() {
             self.current.findings.remove(&object);
@@ -424,6 +445,12 @@ impl Mesh {
             let mut findings = Vec::new();
             let reference = ObjectRef::new(Kind::PeerAuthentication, name.namespace.clone(), name.name.clone());
             self.set_peer_authentication(name, Some(object), &mut findings);
+            self.set_findings(reference, findings);
+        }
+        for (name, object) in old.request_authentications {
+            let mut findings = Vec::new();
+            let reference = ObjectRef::new(Kind::RequestAuthentication, name.namespace.clone(), name.name.clone());
+            self.set_request_authentication(name, Some(object), &mut findings);
             self.set_findings(reference, findings);
         }
         self.restore_routes(old.routes);

@@ -6,6 +6,7 @@
 
 mod direct;
 mod names;
+pub mod requests;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

@@ -10,6 +10,7 @@ pub(crate) mod namespace;
 pub(crate) mod node;
 mod peer_authentication;
 pub(crate) mod pod;
+mod request_authentication;
 pub(crate) mod service;
 pub(crate) mod service_entry;
 pub(crate) mod values;
@@ -23,6 +24,7 @@ use serde::Serialize;
 
 pub use authorization_policy::authorization_policy;
 pub use peer_authentication::peer_authentication;
+pub use request_authentication::request_authentication;
 
 pub(crate) use intern::Interner;
 

@@ -53,7 +53,14 @@ fn issues(directory: &Directory) -> Vec<Issue> {
         field: Some(finding.field.clone()),
         message: finding.message.clone(),
     });
-    let mut issues: Vec<_> = files.chain(objects).collect();
+    let unbound = directory.snapshot.unbound().map(|finding| Issue {
+        severity: finding.severity,
+        place: None,
+        object: Some(finding.object.to_string()),
+        field: Some(finding.field),
+        message: finding.message,
+    });
+    let mut issues: Vec<_> = files.chain(objects).chain(unbound).collect();
     // Errors first; otherwise as they were found, file by file and object by object.
     issues.sort_by_key(|issue| std::cmp::Reverse(issue.severity));
     issues

@@ -41,6 +41,7 @@ fn select(all: Vec<Value>, filter: &Filter) -> Result<(Vec<Value>, Table)> {
                 Scope::Namespace => "the namespace".to_owned(),
                 Scope::Selector(labels) => pairs(&labels),
                 Scope::MeshSelector(labels) => format!("{} in every namespace", pairs(&labels)),
+                Scope::Targets(targets) => targets.iter().map(target).collect::<Vec<_>>().join(","),
             },
         ]);
     }
@@ -50,4 +51,12 @@ fn select(all: Vec<Value>, filter: &Filter) -> Result<(Vec<Value>, Table)> {
 
 fn pairs(labels: &BTreeMap<String, String>) -> String {
     labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
+}
+
+/// What a policy of waypoints is attached to: `Service/cart`.
+fn target(target: &Value) -> String {
+    match target.as_object().and_then(|target| target.iter().next()) {
+        Some((kind, name)) => format!("{kind}/{}", name.as_str().unwrap_or_default()),
+        None => "every waypoint".to_owned(),
+    }
 }

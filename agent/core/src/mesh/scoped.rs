@@ -6,6 +6,7 @@ use imbl::HashMap;
 use smallvec::SmallVec;
 
 use super::selectors::SelectorIndex;
+use crate::authentication::RequestAuthentication;
 use crate::policy::{
     AuthorizationPolicy, PeerAuthentication, PeerAuthenticationScope, PolicyTarget, RequestTarget, Scope,
 };
@@ -58,6 +59,19 @@ impl Targets for PeerAuthentication {
     }
 }
 
+impl Targets for RequestAuthentication {
+    fn name(&self) -> &NamespacedName {
+        &self.name
+    }
+
+    fn target(&self) -> Target {
+        Target::Objects(self.targets.clone())
+    }
+}
+
+/// What policies are attached to, with its namespace; none for every waypoint.
+type Place = (Arc<str>, PolicyTarget);
+
 /// Policies by what they apply to: finding a workload's costs one lookup for each of its labels.
 #[derive(Clone, Debug)]
 pub(super) struct PolicyIndex<T> {
@@ -67,7 +81,7 @@ pub(super) struct PolicyIndex<T> {
     mesh_selected: SelectorIndex<Arc<T>>,
     selected: HashMap<Arc<str>, SelectorIndex<Arc<T>>>,
     /// Those of waypoints, by the namespace and the object that they are attached to.
-    attached: HashMap<(Arc<str>, PolicyTarget), Arc<Vec<Arc<T>>>>,
+    attached: HashMap<Place, Arc<Vec<Arc<T>>>>,
 }
 
 impl<T> Default for PolicyIndex<T> {
@@ -186,7 +200,7 @@ impl<T: Targets> PolicyIndex<T> {
 }
 
 /// Where policies of `namespace` that are attached to `object` are kept: those of every waypoint under no namespace.
-fn place(namespace: &Arc<str>, object: PolicyTarget) -> (Arc<str>, PolicyTarget) {
+fn place(namespace: &Arc<str>, object: PolicyTarget) -> Place {
     match object {
         PolicyTarget::Waypoints => ("".into(), object),
         object => (namespace.clone(), object),

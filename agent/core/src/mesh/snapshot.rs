@@ -12,6 +12,7 @@ use super::sandboxes::SandboxVerdict;
 use super::scoped::PolicyIndex;
 use super::selectors::selects;
 use super::vips::{Claims, VipIndex};
+use crate::authentication::RequestAuthentication;
 use crate::options::MeshOptions;
 use crate::policy::{AuthorizationPolicy, EffectivePeerAuthentication, PeerAuthentication, RequestTarget};
 use crate::route::table::ServiceRoutes;
@@ -34,6 +35,7 @@ pub struct Snapshot {
     pub(super) namespaces: HashMap<Arc<str>, Arc<Labels>>,
     pub(super) policies: PolicyIndex<AuthorizationPolicy>,
     pub(super) peer_authentications: PolicyIndex<PeerAuthentication>,
+    pub(super) request_authentications: PolicyIndex<RequestAuthentication>,
     pub(super) waypoints: HashMap<NamespacedName, Arc<Waypoint>>,
     pub(super) routes: HashMap<ServiceKey, Arc<ServiceRoutes>>,
     /// What was found in the routes of a service when they were put together.
@@ -184,6 +186,20 @@ impl Snapshot {
             (&a.name.name, &a.name.namespace).cmp(&(&b.name.name, &b.name.namespace))
         });
         policies
+    }
+
+    /// The RequestAuthentications that apply to what a waypoint is asked for, in the order of their names.
+    pub fn request_authentications_at(&self, target: RequestTarget<'_>) -> SmallVec<[Arc<RequestAuthentication>; 4]> {
+        let mut found: SmallVec<[_; 4]> = self.request_authentications.at(target).into_iter().cloned().collect();
+        found.sort_unstable_by(|a: &Arc<RequestAuthentication>, b| {
+            (&a.name.name, &a.name.namespace).cmp(&(&b.name.name, &b.name.namespace))
+        });
+        found
+    }
+
+    /// Every RequestAuthentication that waypoints enforce, in no particular order.
+    pub fn request_authentications(&self) -> impl ExactSizeIterator<Item = &Arc<RequestAuthentication>> {
+        self.request_authentications.all()
     }
 
     /// Whether `workload` accepts plaintext, and which PeerAuthentication says so.

@@ -225,7 +225,9 @@ impl RuleMatch {
         let index = usize::from(evidence.alternative);
         let alternative = clause.alternatives.get(index)?;
         let condition = evidence.condition.and_then(|c| alternative.conditions.get(usize::from(c)));
-        Some(Resolved { clause, index, alternative, condition, value: evidence.value.map(usize::from) })
+        let unseen = if self.policy.is_for_nodes() { "L4 cannot see" } else { "cannot be seen here" };
+        let value = evidence.value.map(usize::from);
+        Some(Resolved { clause, index, alternative, condition, value, unseen })
     }
 }
 
@@ -277,6 +279,8 @@ struct Resolved<'a> {
     alternative: &'a Alternative,
     condition: Option<&'a Condition>,
     value: Option<usize>,
+    /// Why fields cannot be decided.
+    unseen: &'static str,
 }
 
 impl Resolved<'_> {
@@ -310,7 +314,7 @@ impl fmt::Display for Resolved<'_> {
                 let unseen = self.alternative.conditions.iter().map(|c| Cow::Borrowed(c.field(self.clause.kind)));
                 let names = self.alternative.unsupported.iter().map(|name| Cow::Borrowed(&**name)).chain(unseen);
                 let names = names.collect::<Vec<_>>().join(", ");
-                write!(f, " has only fields that cannot be seen here ({names}), and matches")
+                write!(f, " has only fields that {} ({names}), and matches", self.unseen)
             }
         }
     }

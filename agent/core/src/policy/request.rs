@@ -130,7 +130,7 @@ pub fn decide_request(
     decision.audit = judge.matching(Action::Audit).map(|found| judge.explain(found));
     decision.dry_run = policies
         .iter()
-        .filter(|policy| policy.dry_run)
+        .filter(|policy| policy.dry_run && matches!(policy.action, Action::Allow | Action::Deny))
         .map(|policy| DryRun { policy: policy.clone(), rule: judge.first_match(policy) })
         .collect();
     decision

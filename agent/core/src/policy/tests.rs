@@ -6,6 +6,7 @@ mod properties;
 mod requests;
 mod strictness;
 mod table;
+mod waypoints;
 
 use std::sync::Arc;
 
@@ -33,7 +34,8 @@ fn policies(specs: &[&str]) -> Vec<Arc<AuthorizationPolicy>> {
         Some(spec) => (format!("dry{i}"), spec),
         None => (format!("p{i}"), *spec),
     });
-    named.filter_map(|(name, spec)| parse(&name, spec).0.map(Arc::new)).collect()
+    let read = named.filter_map(|(name, spec)| parse(&name, spec).0.map(Arc::new));
+    read.filter(|policy| policy.is_for_nodes()).collect()
 }
 
 /// A call by the principal `TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT`, or `plaintext`, from 10.0.0.1 to 10.0.1.1:8080.

@@ -4,7 +4,7 @@
 //! more, in an ALLOW policy it never matches ([`crate::policy`] says how and why). Every such place is reported.
 
 mod field;
-mod targets;
+pub(super) mod targets;
 
 use std::sync::Arc;
 

@@ -48,7 +48,8 @@ pub(super) fn authorization(
     now: Timestamp,
 ) -> Value {
     let mut findings = Vec::new();
-    let enforced = translate::authorization_policy(policy, &view.options.root_namespace, &mut findings).is_some();
+    let translated = translate::authorization_policy(policy, &view.options.root_namespace, &mut findings);
+    let enforced = translated.is_some_and(|policy| policy.is_for_nodes());
     let targets: Vec<_> = policy.spec.target_ref.iter().chain(&policy.spec.target_refs).collect();
     let mut conditions = Vec::new();
     if targets.is_empty() || enforced {

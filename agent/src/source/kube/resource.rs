@@ -47,6 +47,7 @@ impl Resource {
             Kind::WorkloadEntry => vec![custom("networking.istio.io", "workloadentries", ISTIO)],
             Kind::AuthorizationPolicy => vec![custom("security.istio.io", "authorizationpolicies", &ISTIO[..2])],
             Kind::PeerAuthentication => vec![custom("security.istio.io", "peerauthentications", &ISTIO[..2])],
+            Kind::RequestAuthentication => vec![custom("security.istio.io", "requestauthentications", &ISTIO[..2])],
             Kind::VirtualService => vec![custom("networking.istio.io", "virtualservices", ISTIO)],
         }
     }

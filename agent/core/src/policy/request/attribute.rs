@@ -76,8 +76,8 @@ impl ClaimPath {
     pub fn parse(text: &str) -> Option<Self> {
         let names: Vec<Box<str>> =
             text.strip_prefix('[')?.strip_suffix(']')?.split("][").map(Box::from).take(MAX_CLAIM_DEPTH + 1).collect();
-        let readable = |name: &Box<str>| !name.is_empty() && !name.contains(['[', ']']);
-        (names.len() <= MAX_CLAIM_DEPTH && names.iter().all(readable)).then(|| Self(names.into()))
+        let readable = |name: &str| !name.is_empty() && !name.contains(['[', ']']);
+        (names.len() <= MAX_CLAIM_DEPTH && names.iter().all(|name| readable(name))).then(|| Self(names.into()))
     }
 
     /// The claim of this path.
@@ -137,9 +137,7 @@ impl RequestAttribute {
         };
         match (self, &facts.http) {
             (Self::RemoteIp(_), _) => facts.remote_ip.to_string(),
-            (Self::Sni(_), _) => {
-                facts.sni.map_or_else(|| "a connection without a server name".to_owned(), |sni| shown(sni))
-            }
+            (Self::Sni(_), _) => facts.sni.map_or_else(|| "a connection without a server name".to_owned(), shown),
             (_, None) => "a connection that is not HTTP".to_owned(),
             (Self::Host { .. }, Some(http)) => shown(http.host),
             (Self::Method(_), Some(http)) => shown(http.method),

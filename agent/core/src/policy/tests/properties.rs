@@ -161,6 +161,41 @@ proptest! {
     }
 
     #[test]
+    fn without_fields_of_requests_waypoints_decide_as_nodes_do(
+        specs in proptest::collection::vec(spec(), 0..3), caller in caller(), is_http in any::<bool>(),
+    ) {
+        let compile = |attached: bool| {
+            let each = specs.iter().enumerate().filter_map(|(i, spec)| {
+                let mut object = security::AuthorizationPolicy::new(&format!("p{i}"), spec.clone());
+                object.metadata.namespace = Some("shop".to_owned());
+                if attached {
+                    let target = culvert_api::meta::PolicyTargetReference {
+                        kind: "Service".to_owned(), name: "cart".to_owned(), ..Default::default()
+                    };
+                    object.spec.target_refs.push(target);
+                }
+                translate::authorization_policy(&object, ROOT, &mut Vec::new()).map(Arc::new)
+            });
+            each.collect::<Vec<_>>()
+        };
+        let (nodes, waypoints) = (compile(false), compile(true));
+        prop_assert_eq!(nodes.iter().map(|p| &p.rules).collect::<Vec<_>>(), waypoints.iter().map(|p| &p.rules).collect::<Vec<_>>());
+        let headers = http::HeaderMap::new();
+        let facts = RequestFacts {
+            call: caller.call(),
+            remote_ip: caller.source_ip,
+            sni: None,
+            http: is_http.then_some(HttpFacts { method: "GET", host: "a", path: "/", headers: &headers }),
+            authenticated: None,
+            agreed: &[],
+        };
+        let at_node = decide(settings(&[]), &EffectivePeerAuthentication::default(), &nodes, &caller.call());
+        let at_waypoint = decide_request(settings(&[]), &waypoints, &[], &facts);
+        prop_assert_eq!(at_node.allowed, at_waypoint.is_allowed(), "{:?}", specs);
+        prop_assert_eq!(at_node.reason.to_string(), at_waypoint.reason.to_string());
+    }
+
+    #[test]
     fn a_condition_that_nobody_knows_never_opens(spec in spec(), caller in caller(), rule: prop::sample::Index) {
         let mut edited = spec.clone();
         // A rule that matches everything cannot match more; where there is a clause, it must match as before.

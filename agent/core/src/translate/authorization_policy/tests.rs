@@ -74,7 +74,7 @@ error: AuthorizationPolicy shop/p: spec.rules[0].when[2]: this condition is empt
 fn what_nodes_do_not_enforce_is_reported() {
     insta::assert_snapshot!(findings("{action: AUDIT, rules: [{}]}"), @"error: AuthorizationPolicy shop/p: spec.action: nodes do not support AUDIT, and ignore the policy: use a waypoint");
     insta::assert_snapshot!(findings("{action: CUSTOM, provider: {name: x}, rules: [{}]}"), @"error: AuthorizationPolicy shop/p: spec.action: nodes do not support CUSTOM, and ignore the policy: use a waypoint");
-    insta::assert_snapshot!(findings("{targetRefs: [{kind: Service, name: x}]}"), @"warning: AuthorizationPolicy shop/p: spec.targetRefs: accepted for the waypoint of its targets; nodes do not enforce it");
+    insta::assert_snapshot!(findings("{targetRefs: [{kind: Service, name: x}]}"), @"");
     insta::assert_snapshot!(findings("{action: DENY}"), @"error: AuthorizationPolicy shop/p: spec.rules: a DENY policy without rules denies nothing: to deny everything, write [{}]");
     insta::assert_snapshot!(findings("{selector: {matchLabels: {app: 'a*'}}}"), @r#"error: AuthorizationPolicy shop/p: spec.selector.matchLabels.app: "a*" is no label value that a pod can carry: wildcards are not supported"#);
 }

@@ -1,0 +1,136 @@
+//! Where in a request a token may be.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use http::HeaderMap;
+use serde::Serialize;
+
+/// A place of a request that may hold a token.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub enum Location {
+    /// A header, after this prefix. The name is in lower case.
+    Header {
+        /// The header.
+        name: Box<str>,
+        /// What comes before the token, exactly.
+        prefix: Box<str>,
+    },
+    /// A parameter of the query.
+    Param(Box<str>),
+    /// A cookie.
+    Cookie(Box<str>),
+}
+
+impl Location {
+    /// Where tokens are looked for when a rule says nothing: `Authorization: Bearer `, then the parameter
+    /// `access_token`.
+    pub fn default_places() -> Arc<[Self]> {
+        let header = Self::Header { name: "authorization".into(), prefix: "Bearer ".into() };
+        Arc::new([header, Self::Param("access_token".into())])
+    }
+
+    /// The token there, if there is one; an error where there are several.
+    pub fn find<'r>(&self, headers: &'r HeaderMap, query: &'r str) -> Result<Option<Cow<'r, str>>, Several> {
+        match self {
+            Self::Header { name, prefix } => {
+                let after = |value: &'r http::HeaderValue| value.to_str().ok()?.strip_prefix(&**prefix);
+                only(headers.get_all(&**name).iter().filter_map(after).map(|token| Cow::Borrowed(token.trim())))
+            }
+            Self::Param(name) => {
+                let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+                only(
+                    pairs
+                        .filter(|(known, _)| percent_decoded(known) == **name)
+                        .map(|(_, value)| percent_decoded(value)),
+                )
+            }
+            Self::Cookie(name) => {
+                let lines = headers.get_all(http::header::COOKIE).iter().filter_map(|value| value.to_str().ok());
+                let pairs = lines.flat_map(|line| line.split(';')).filter_map(|pair| pair.trim().split_once('='));
+                only(
+                    pairs
+                        .filter(|(known, _)| known == &&**name)
+                        .map(|(_, value)| Cow::Borrowed(value.trim_matches('"'))),
+                )
+            }
+        }
+    }
+}
+
+/// One place holds several tokens: nobody can say which counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the request holds several tokens in one place")]
+pub struct Several;
+
+fn only<T>(mut found: impl Iterator<Item = T>) -> Result<Option<T>, Several> {
+    match (found.next(), found.next()) {
+        (first, None) => Ok(first),
+        _ => Err(Several),
+    }
+}
+
+/// A part of a query; what is no sound encoding stays as it is, and is no token then.
+fn percent_decoded(text: &str) -> Cow<'_, str> {
+    if !text.contains('%') {
+        return Cow::Borrowed(text);
+    }
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, after)) = rest.split_first() {
+        let hex = |at: usize| after.get(at).and_then(|digit| char::from(*digit).to_digit(16));
+        match (first, hex(0), hex(1)) {
+            (b'%', Some(high), Some(low)) => {
+                bytes.push((high * 16 + low) as u8);
+                rest = &after[2..];
+            }
+            _ => {
+                bytes.push(first);
+                rest = after;
+            }
+        }
+    }
+    String::from_utf8(bytes).map_or(Cow::Borrowed(text), Cow::Owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(*name, value.parse().unwrap());
+        }
+        headers
+    }
+
+    fn header(name: &str, prefix: &str) -> Location {
+        Location::Header { name: name.into(), prefix: prefix.into() }
+    }
+
+    #[test]
+    fn a_token_is_found_where_it_may_be() {
+        let headers = headers(&[("authorization", "Bearer t"), ("x-jwt", "u"), ("cookie", "a=b; tok=c; d=\"e\"")]);
+        let find =
+            |location: Location| location.find(&headers, "p=1&access_token=q%2er&z").unwrap().map(Cow::into_owned);
+        assert_eq!(find(header("authorization", "Bearer ")).as_deref(), Some("t"));
+        assert_eq!(find(header("authorization", "Basic ")), None);
+        assert_eq!(find(header("authorization", "bearer ")), None, "a prefix is exact");
+        assert_eq!(find(header("x-jwt", "")).as_deref(), Some("u"));
+        assert_eq!(find(Location::Param("access_token".into())).as_deref(), Some("q.r"));
+        assert_eq!(find(Location::Param("z".into())), None);
+        assert_eq!(find(Location::Cookie("tok".into())).as_deref(), Some("c"));
+        assert_eq!(find(Location::Cookie("d".into())).as_deref(), Some("e"));
+        assert_eq!(find(Location::Cookie("to".into())), None);
+    }
+
+    #[test]
+    fn several_in_one_place_are_none() {
+        let headers = headers(&[("authorization", "Bearer t"), ("authorization", "Bearer u"), ("cookie", "a=b; a=c")]);
+        assert_eq!(header("authorization", "Bearer ").find(&headers, ""), Err(Several));
+        assert_eq!(Location::Param("t".into()).find(&headers, "t=1&t=2"), Err(Several));
+        assert_eq!(Location::Param("t".into()).find(&headers, "t=1&%74=2"), Err(Several));
+        assert_eq!(Location::Cookie("a".into()).find(&headers, ""), Err(Several));
+    }
+}

@@ -1,0 +1,80 @@
+//! What enforces the policies that are attached to objects.
+
+use std::sync::Arc;
+
+use culvert_api::{Kind, ObjectRef};
+
+use super::Snapshot;
+use crate::policy::{NotBound, PolicyTarget, Scope};
+use crate::service::{Service, ServiceKey};
+use crate::translate::Finding;
+use crate::waypoint::WaypointFor;
+use crate::workload::NamespacedName;
+
+impl Snapshot {
+    /// The waypoint that enforces policies of `namespace` for `target`; `None` for every waypoint.
+    ///
+    /// # Errors
+    /// When nothing does, with the cure.
+    pub fn binding(&self, namespace: &Arc<str>, target: &PolicyTarget) -> Result<Option<NamespacedName>, NotBound> {
+        let missing = || NotBound::NoTarget(format!("{} in {namespace}", target).into());
+        match target {
+            PolicyTarget::Waypoints => Ok(None),
+            PolicyTarget::Gateway(name) => {
+                let gateway = NamespacedName { namespace: namespace.clone(), name: name.clone() };
+                if self.waypoint(&gateway).is_some() { Ok(Some(gateway)) } else { Err(missing()) }
+            }
+            PolicyTarget::Service(name) => {
+                let hostname = format!("{name}.{namespace}.svc.{}", self.options().cluster_domain);
+                let key = ServiceKey { namespace: namespace.clone(), hostname: hostname.into() };
+                let service = self.service(&key).filter(|service| service.canonical).ok_or_else(missing)?;
+                self.waypoint_of(service, target).map(Some)
+            }
+            PolicyTarget::ServiceEntry(name) => {
+                // It may be of several hosts; they have their waypoint by the same label.
+                let of_entry = |service: &&Arc<Service>| {
+                    !service.canonical && service.key.namespace == *namespace && service.name == *name
+                };
+                let service = self.services().find(of_entry).ok_or_else(missing)?;
+                self.waypoint_of(service, target).map(Some)
+            }
+        }
+    }
+
+    /// The targets of policies that nothing enforces, as findings in those policies.
+    pub fn unbound(&self) -> impl Iterator<Item = Finding> {
+        let policies = self.authorization_policies().map(|policy| match &policy.scope {
+            Scope::Targets(targets) => (Kind::AuthorizationPolicy, &policy.name, &**targets),
+            _ => (Kind::AuthorizationPolicy, &policy.name, [].as_slice()),
+        });
+        let authentications =
+            self.request_authentications().map(|object| (Kind::RequestAuthentication, &object.name, &*object.targets));
+        policies.chain(authentications).flat_map(|(kind, name, targets)| self.unbound_targets(kind, name, targets))
+    }
+
+    fn unbound_targets(&self, kind: Kind, name: &NamespacedName, targets: &[PolicyTarget]) -> Vec<Finding> {
+        let NamespacedName { namespace, name } = name;
+        let object = ObjectRef::new(kind, namespace.clone(), name.clone());
+        let problems = targets.iter().filter_map(|target| self.binding(namespace, target).err());
+        problems
+            .map(|problem| {
+                Finding::error(object.clone(), "spec.targetRefs", format!("not enforced for a target: {problem}"))
+            })
+            .collect()
+    }
+
+    fn waypoint_of(&self, service: &Service, target: &PolicyTarget) -> Result<NamespacedName, NotBound> {
+        let namespace = &service.key.namespace;
+        let target: Box<str> = format!("{target} in {namespace}").into();
+        let Some(binding) = &service.waypoint else { return Err(NotBound::NoWaypoint(target)) };
+        let gateway = binding.gateway.clone();
+        match self.waypoint(&gateway) {
+            None => Err(NotBound::WaypointMissing { target, gateway }),
+            Some(waypoint) if !self.may_bind(waypoint, namespace) => Err(NotBound::NotAllowed { target, gateway }),
+            Some(waypoint) if !matches!(waypoint.serves, WaypointFor::Service | WaypointFor::All) => {
+                Err(NotBound::NotServed { target, gateway })
+            }
+            Some(_) => Ok(gateway),
+        }
+    }
+}
