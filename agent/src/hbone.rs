@@ -13,9 +13,12 @@
 //! | [`tunnel`] | the task |
 //! | [`client`] | dialling, and the pool of tunnels a pod has |
 //! | [`server`] | accepting tunnels |
+//! | [`local`] | streams that end in this process rather than at a socket |
 
+mod app;
 pub mod client;
 pub mod handshake;
+pub mod local;
 mod outgoing;
 pub mod record;
 pub(crate) mod scratch;

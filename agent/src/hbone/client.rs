@@ -7,17 +7,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use culvert_core::hbone::h2::Request;
 use culvert_core::identity::Identity;
 use rustls::pki_types::ServerName;
 use smallvec::SmallVec;
-use socket2::TcpKeepalive;
+use socket2::{Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use super::handshake::{self, HandshakeError};
-use super::tunnel::{Handle, Open, Redial, Role, Tunnel, abort};
+use super::local::{self, Connecting};
+use super::tunnel::{Detached, Handle, Open, Redial, Role, Tunnel};
 use crate::ca::TrustBundle;
 use crate::identity::{CertificateHandle, CertificateStore, Clock, PeerError, TlsProblem, verify_server};
+use crate::proxy::live::Flow;
 use crate::redirect::{Family, PodNetns};
 use crate::telemetry::{Outcome, ResponseFlags};
 use crate::workers::Workers;
@@ -94,12 +97,36 @@ impl DialError {
     }
 }
 
+/// Where a pool's connections come from.
+#[derive(Clone, Debug)]
+pub enum Origin {
+    /// The network namespace of a pod, which is not our own.
+    Pod(Arc<PodNetns>),
+    /// Our own, which takes no privilege.
+    Here,
+}
+
+impl From<Arc<PodNetns>> for Origin {
+    fn from(netns: Arc<PodNetns>) -> Self {
+        Self::Pod(netns)
+    }
+}
+
+impl Origin {
+    fn tcp_socket(&self, family: Family) -> io::Result<Socket> {
+        match self {
+            Self::Pod(netns) => netns.tcp_socket(family),
+            Self::Here => Socket::new(family.domain(), Type::STREAM.nonblocking(), Some(Protocol::TCP)),
+        }
+    }
+}
+
 /// The tunnels of one pod.
 #[derive(Clone)]
 pub struct Pool(Arc<Inner>);
 
 struct Inner {
-    netns: Arc<PodNetns>,
+    origin: Origin,
     certificate: CertificateHandle,
     trust: watch::Receiver<Arc<TrustBundle>>,
     clock: Arc<dyn Clock>,
@@ -119,17 +146,17 @@ struct Entry {
 }
 
 impl Pool {
-    /// A pool for the pod in `netns`, which speaks as `identity`. Its first tunnel to anywhere is served by worker
+    /// A pool of tunnels from `origin`, which speaks as `identity`. Its first tunnel to anywhere is served by worker
     /// `home`.
     pub fn new(
-        netns: Arc<PodNetns>,
+        origin: impl Into<Origin>,
         certificates: &CertificateStore,
         identity: &Identity,
         workers: Workers,
         home: usize,
     ) -> Self {
         Self(Arc::new(Inner {
-            netns,
+            origin: origin.into(),
             certificate: certificates.handle(identity),
             trust: certificates.trust(),
             clock: certificates.clock().clone(),
@@ -140,19 +167,28 @@ impl Pool {
         }))
     }
 
+    /// Opens a stream to `key` that is read and written in this process. The CONNECT is on its way when this returns,
+    /// through the same tunnels and by the same rules as the connections of sockets; it counts as no connection of its
+    /// own. Resolves when the peer has answered; to drop the future is to give the stream up.
+    pub fn connect(&self, key: Key, request: Request) -> Connecting {
+        let (connecting, end) = local::connect();
+        self.open(key, Box::new(Open { app: Detached::Local(end), request, flow: Flow::unlisted(), attempts: 0 }));
+        connecting
+    }
+
     /// Carries `open` through a tunnel to `key`, dialling one if need be. However many ask at once, one is dialled.
     pub fn open(&self, key: Key, mut open: Box<Open>) {
         if open.attempts > MAX_ATTEMPTS {
-            refuse(
-                *open,
-                Outcome::failed(ResponseFlags::ConnectFailure, "every tunnel to the destination closed under it"),
-            );
+            open.refuse(Outcome::failed(
+                ResponseFlags::ConnectFailure,
+                "every tunnel to the destination closed under it",
+            ));
             return;
         }
         let mut entries = self.0.entries.lock().unwrap_or_else(PoisonError::into_inner);
         if self.0.draining.load(Ordering::Relaxed) {
             drop(entries);
-            refuse(*open, Outcome::error("the pod is leaving the mesh"));
+            open.refuse(Outcome::error("the pod is leaving the mesh"));
             return;
         }
         let entry = entries.entry(key.clone()).or_default();
@@ -176,8 +212,11 @@ impl Pool {
         let entry_dialling = entry.dialling.is_some();
         let waiting = entry.dialling.get_or_insert_default();
         if waiting.len() >= MAX_WAITING {
+            waiting.retain(|open| !open.app.is_abandoned());
+        }
+        if waiting.len() >= MAX_WAITING {
             drop(entries);
-            refuse(*open, Outcome::failed(ResponseFlags::ConnectFailure, "too many connections wait for the tunnel"));
+            open.refuse(Outcome::failed(ResponseFlags::ConnectFailure, "too many connections wait for the tunnel"));
             return;
         }
         waiting.push(open);
@@ -196,7 +235,7 @@ impl Pool {
                 tunnel.drain();
             }
             for open in entry.dialling.take().into_iter().flatten() {
-                refuse(*open, Outcome::error("the pod is leaving the mesh"));
+                open.refuse(Outcome::error("the pod is leaving the mesh"));
             }
         }
         entries.retain(|_, entry| !entry.tunnels.is_empty());
@@ -252,7 +291,7 @@ impl Pool {
             if let Some(error) = failure {
                 let why = error.to_string();
                 for open in waiting {
-                    refuse(*open, Outcome::failed(error.flags(), why.clone()));
+                    open.refuse(Outcome::failed(error.flags(), why.clone()));
                 }
                 return;
             }
@@ -297,7 +336,7 @@ impl Inner {
     }
 
     async fn connect(&self, key: &Key) -> io::Result<TcpStream> {
-        let socket = self.netns.tcp_socket(Family::of(key.peer.ip()))?;
+        let socket = self.origin.tcp_socket(Family::of(key.peer.ip()))?;
         socket.set_tcp_nodelay(true)?;
         socket.set_tcp_keepalive(&keepalive())?;
         if Family::of(key.source) == Family::of(key.peer.ip()) {
@@ -327,7 +366,7 @@ impl Redial for Again {
     fn redial(&self, open: Box<Open>) {
         match self.pool.upgrade() {
             Some(pool) => Pool(pool).open(self.key.clone(), open),
-            None => refuse(*open, Outcome::error("the pod has left the mesh")),
+            None => open.refuse(Outcome::error("the pod has left the mesh")),
         }
     }
 }
@@ -341,7 +380,7 @@ pub fn keepalive() -> TcpKeepalive {
 ///
 /// # Errors
 /// What the kernel says.
-pub async fn connect(socket: socket2::Socket, peer: SocketAddr) -> io::Result<TcpStream> {
+pub async fn connect(socket: Socket, peer: SocketAddr) -> io::Result<TcpStream> {
     let stream = start_connect(socket, peer)?;
     stream.writable().await?;
     match stream.take_error()? {
@@ -354,17 +393,11 @@ pub async fn connect(socket: socket2::Socket, peer: SocketAddr) -> io::Result<Tc
 ///
 /// # Errors
 /// What the kernel says at once.
-pub fn start_connect(socket: socket2::Socket, peer: SocketAddr) -> io::Result<TcpStream> {
+pub fn start_connect(socket: Socket, peer: SocketAddr) -> io::Result<TcpStream> {
     match socket.connect(&peer.into()) {
         Ok(()) => {}
         Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
         Err(error) => return Err(error),
     }
     TcpStream::from_std(socket.into())
-}
-
-/// Ends an application's connection that never got through, with a reset.
-fn refuse(open: Open, outcome: Outcome) {
-    abort(&open.app);
-    open.flow.close(outcome);
 }

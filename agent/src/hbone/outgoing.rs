@@ -8,12 +8,9 @@
 //! |       5       |      9       | up to 16384 - 9             |     17    |
 //! ```
 
-use std::io::{self, IoSliceMut, Read as _};
+use std::io::{self, IoSliceMut};
 
-use socket2::SockRef;
-use tokio::io::Interest;
-use tokio::net::TcpStream;
-
+use super::app::App;
 use super::record::{HEADER_LEN, MAX_PLAINTEXT, RecordError, Sealer, TRAILER_LEN};
 
 /// Bytes of an HTTP/2 frame header (RFC 9113 §4.1).
@@ -81,10 +78,10 @@ impl<'a> Outgoing<'a> {
     /// the header of each frame from its length.
     ///
     /// # Errors
-    /// The application's socket failed (outer), or sealing did (inner).
+    /// The application's end failed (inner), or sealing did (outer).
     pub(super) fn read_from(
         &mut self,
-        app: &TcpStream,
+        app: &App,
         limit: usize,
         max_frame: usize,
         segments: usize,
@@ -165,7 +162,7 @@ impl<'a> Outgoing<'a> {
     }
 
     /// One `readv` into the payload places of `lengths`.
-    fn scatter(&mut self, app: &TcpStream, lengths: &[usize]) -> io::Result<usize> {
+    fn scatter(&mut self, app: &App, lengths: &[usize]) -> io::Result<usize> {
         let mut slices: smallvec::SmallVec<[IoSliceMut<'_>; MAX_SEGMENTS]> = smallvec::SmallVec::new();
         let mut rest = &mut self.buffer[self.cursor..];
         let mut offered = 0;
@@ -176,26 +173,6 @@ impl<'a> Outgoing<'a> {
             rest = behind;
             offered += length;
         }
-        read_ready(app, &mut slices, offered)
-    }
-}
-
-/// `readv` that treats a short read as "nothing more for now", which saves the call that would find that out: the
-/// socket is edge-triggered, so what arrives later wakes the connection again.
-fn read_ready(app: &TcpStream, slices: &mut [IoSliceMut<'_>], offered: usize) -> io::Result<usize> {
-    let socket = SockRef::from(app);
-    let mut read = None;
-    let outcome = app.try_io(Interest::READABLE, || {
-        let length = match slices {
-            [one] => (&*socket).read(one)?,
-            many => (&*socket).read_vectored(many)?,
-        };
-        read = Some(length);
-        if length > 0 && length < offered { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
-    });
-    match (read, outcome) {
-        (Some(length), _) => Ok(length),
-        (None, Err(error)) => Err(error),
-        (None, Ok(())) => Err(io::ErrorKind::WouldBlock.into()),
+        app.read(&mut slices, offered)
     }
 }

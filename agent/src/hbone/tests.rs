@@ -1,5 +1,6 @@
 //! Tunnels over real loopback sockets: ours with ours, and ours with the `h2` crate as an independent peer.
 
+mod local;
 mod pool;
 mod vanished;
 
@@ -72,7 +73,7 @@ impl Account {
 struct ToTarget(Arc<Account>);
 
 impl Accept for ToTarget {
-    fn accept(&self, request: &Request) -> Accepted {
+    fn accept(&self, request: Request) -> Accepted {
         let Ok(Authority::Ip(addr)) = request.target() else { return Accepted::Refuse(400) };
         if addr.port() == 1 {
             return Accepted::Refuse(401);
@@ -151,7 +152,7 @@ async fn connection(account: &Account, target: SocketAddr) -> (TcpStream, Box<Op
     let app = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (ours, _) = listener.accept().await.unwrap();
     let open = Open {
-        app: ours.into_std().unwrap(),
+        app: ours.into_std().unwrap().into(),
         request: Request::connect(&Authority::Ip(target)),
         flow: account.flow(),
         attempts: 0,

@@ -1,4 +1,4 @@
-//! One tunnel as one task: the TCP socket, the record keys, the HTTP/2 state and the application sockets it carries.
+//! One tunnel as one task: the TCP socket, the record keys, the HTTP/2 state and the applications' ends it carries.
 
 mod mux;
 mod stream;
@@ -18,13 +18,16 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, Sleep};
 
 use self::mux::Mux;
-pub(crate) use self::stream::abort;
 use self::wire::Wire;
+pub use super::app::Detached;
+pub(crate) use super::app::abort;
 use super::handshake::{Established, HandshakeError};
+use super::local::End;
 use super::record::RecordError;
 use super::scratch;
 use crate::ca::{CertificateId, TrustBundle, certificate_ids};
 use crate::proxy::live::Flow;
+use crate::telemetry::Outcome;
 
 /// How often the peer is asked whether it is alive (as ztunnel does).
 const PING_EVERY: Duration = Duration::from_secs(10);
@@ -37,8 +40,8 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An application connection that wants to go through a tunnel.
 pub struct Open {
-    /// The application's socket, not yet registered with any reactor.
-    pub app: std::net::TcpStream,
+    /// The application's end.
+    pub app: Detached,
     /// The CONNECT.
     pub request: Request,
     /// Its account.
@@ -46,6 +49,17 @@ pub struct Open {
     /// How often it has been sent elsewhere because a tunnel closed under it.
     pub attempts: u8,
 }
+
+impl Open {
+    /// Ends a connection that never got through, with a reset.
+    pub(super) fn refuse(self, outcome: Outcome) {
+        self.app.abort(&outcome);
+        self.flow.close(outcome);
+    }
+}
+
+/// Headers of a 200: lower-case names, and values.
+pub type ResponseHeaders = SmallVec<[(&'static str, String); 1]>;
 
 /// What becomes of a stream that a peer asks for.
 pub enum Accepted {
@@ -56,7 +70,14 @@ pub enum Accepted {
         /// Its account.
         flow: Flow,
         /// Headers of the 200.
-        headers: SmallVec<[(&'static str, String); 1]>,
+        headers: ResponseHeaders,
+    },
+    /// It ends in this process, where it is decided how it is answered: see [`local::offer`](super::local::offer).
+    Serve {
+        /// The tunnel's end of it.
+        end: End,
+        /// Its account.
+        flow: Flow,
     },
     /// It is answered with this status.
     Refuse(u16),
@@ -65,7 +86,7 @@ pub enum Accepted {
 /// Decides about the streams of a server's tunnel.
 pub trait Accept: Send + Sync {
     /// Decides at once: looks at policy and starts dialling, but waits for nothing.
-    fn accept(&self, request: &Request) -> Accepted;
+    fn accept(&self, request: Request) -> Accepted;
 }
 
 /// Takes back connections that a tunnel could not carry though the peer has not acted on them.

@@ -84,7 +84,7 @@ struct Judge {
 }
 
 impl Accept for Judge {
-    fn accept(&self, request: &Request) -> Accepted {
+    fn accept(&self, request: Request) -> Accepted {
         let destination = match request.target() {
             Ok(Authority::Ip(addr)) => addr,
             Ok(Authority::Host(host, _)) => {
@@ -98,7 +98,7 @@ impl Accept for Judge {
         if is_own_port(destination) {
             return self.refuse(503, format_args!("{destination} is the proxy's own port"));
         }
-        self.admit(request, destination)
+        self.admit(&request, destination)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 use std::task::Waker;
 
 use culvert_core::address::OriginalDst;
@@ -23,7 +23,7 @@ pub enum EndReason {
 }
 
 impl EndReason {
-    fn outcome(self) -> Outcome {
+    pub(crate) fn outcome(self) -> Outcome {
         match self {
             Self::PolicyChanged => Outcome::failed(ResponseFlags::Denied, "connection closed due to policy change"),
             Self::Drained => Outcome::error("connection closed because the pod or its proxy is going away"),
@@ -200,6 +200,12 @@ pub struct Flow {
 }
 
 impl Flow {
+    /// The account of what is accounted for elsewhere: it counts nothing, and nobody ends it from outside.
+    pub fn unlisted() -> Self {
+        static NONE: LazyLock<Arc<Connections>> = LazyLock::new(Arc::default);
+        Self { live: None, all: NONE.clone() }
+    }
+
     /// What the connection was allowed by; `None` once it is over.
     pub fn admission(&self) -> Option<&Admission> {
         self.live.as_ref().map(|live| live.admission())

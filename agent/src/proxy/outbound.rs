@@ -80,7 +80,13 @@ pub(super) fn serve(pod: &Arc<Pod>, incoming: Incoming) {
             info.security = SecurityPolicy::MutualTls;
             let request = connect_request(pod, &source, &authority, incoming.remote, host.as_deref());
             let flow = admit(pod, &snapshot, destination, info);
-            tunnel(pod, peer, expected, Open { app: incoming.socket, request, flow, attempts: 0 }, incoming.remote);
+            tunnel(
+                pod,
+                peer,
+                expected,
+                Open { app: incoming.socket.into(), request, flow, attempts: 0 },
+                incoming.remote,
+            );
         }
         Upstream::Tcp { peer } => {
             info.destination_addr = peer;

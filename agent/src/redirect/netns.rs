@@ -36,7 +36,8 @@ impl Family {
         if ip.is_ipv4() { Self::V4 } else { Self::V6 }
     }
 
-    fn domain(self) -> Domain {
+    /// As sockets are made.
+    pub fn domain(self) -> Domain {
         match self {
             Self::V4 => Domain::IPV4,
             Self::V6 => Domain::IPV6,

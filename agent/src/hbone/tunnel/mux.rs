@@ -1,26 +1,30 @@
-//! The HTTP/2 connection and the application sockets it is multiplexed from.
+//! The HTTP/2 connection and the applications it is multiplexed from.
+
+mod opening;
 
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::Context;
 
-use culvert_core::hbone::h2::{Connection, ErrorCode, Event, OpenError, Request, Response, StreamId};
+use culvert_core::hbone::h2::{Connection, ErrorCode, Event, OpenError, StreamId};
 use slab::Slab;
 use smallvec::SmallVec;
-use tokio::net::TcpStream;
-use tokio::time::Instant;
 
-use super::stream::{Phase, Stream, abort};
-use super::{Accepted, DIAL_TIMEOUT, Open, Role, Shared, TunnelError};
+use super::stream::{Phase, Stream};
+use super::{Open, Role, Shared, TunnelError};
+use crate::hbone::app::{App, write_ranges};
 use crate::hbone::outgoing::{MAX_SEGMENTS, Outgoing, Read};
 use crate::hbone::record::RecordError;
 use crate::hbone::wake::ReadyList;
+use crate::proxy::live::Flow;
 use crate::telemetry::{Outcome, ResponseFlags};
 
 /// Bytes that applications may leave unread, over all streams, before the connection's window is held back too. A
 /// single stalled reader (one stream's window) never holds up the others.
 const BUFFER_LIMIT: usize = 16 << 20;
+
+/// Why a stream was not opened, or not waited for.
+const GIVEN_UP: &str = "given up before the peer answered";
 
 /// DATA for one stream, gathered over several records so that the application gets it in one write.
 #[derive(Default)]
@@ -47,6 +51,8 @@ pub(super) struct Mux {
     buffered: usize,
     /// Bytes whose return to the connection's window waits for `buffered` to shrink.
     withheld: usize,
+    /// Bytes are withheld: applications in this process say at once what they have read.
+    pressed: bool,
     stream_limit: usize,
 }
 
@@ -64,6 +70,7 @@ impl Mux {
             starved: Vec::new(),
             buffered: 0,
             withheld: 0,
+            pressed: false,
             stream_limit,
         }
     }
@@ -75,8 +82,13 @@ impl Mux {
 
     /// Opens a stream for an application connection.
     pub(super) fn open(&mut self, mut open: Box<Open>) {
+        if open.app.is_abandoned() {
+            self.shared.streams.fetch_sub(1, Ordering::Relaxed);
+            open.refuse(Outcome::error(GIVEN_UP));
+            return;
+        }
         match self.h2.open_stream(&open.request) {
-            Ok(id) => match TcpStream::from_std(open.app) {
+            Ok(id) => match open.app.attach() {
                 Ok(app) => self.insert(id, app, open.flow, Phase::Opening(Box::new((open.request, open.attempts)))),
                 Err(error) => {
                     self.h2.reset(id, ErrorCode::CANCEL);
@@ -86,7 +98,7 @@ impl Mux {
             },
             Err(OpenError::HeadersTooLarge { size, limit }) => {
                 self.shared.streams.fetch_sub(1, Ordering::Relaxed);
-                open.flow.close(Outcome::failed(
+                open.refuse(Outcome::failed(
                     ResponseFlags::ConnectFailure,
                     format!("the CONNECT takes {size} bytes of headers and the peer accepts {limit}"),
                 ));
@@ -105,7 +117,7 @@ impl Mux {
     pub(super) fn event(&mut self, event: Event<'_>, buffer: &[u8], batch: &mut Batch) {
         match event {
             Event::Data { stream, payload, end_stream } => self.data(stream, payload, end_stream, buffer, batch),
-            Event::Request { stream, request, end_stream } => self.request(stream, &request, end_stream),
+            Event::Request { stream, request, end_stream } => self.request(stream, request, end_stream),
             Event::Response { stream, response, end_stream } => self.response(stream, &response, end_stream),
             Event::Trailers { stream } => {
                 self.deliver(buffer, batch);
@@ -135,9 +147,20 @@ impl Mux {
     pub(super) fn deliver(&mut self, buffer: &[u8], batch: &mut Batch) {
         let ranges = std::mem::take(&mut batch.ranges);
         let Some(stream) = self.streams.get_mut(batch.slot).filter(|_| !ranges.is_empty()) else { return };
+        let socket = match &stream.app {
+            App::Socket(socket) => socket,
+            App::Local(end) => {
+                let (given, lost) = end.give(buffer, &ranges);
+                // What nobody is left to read is as good as read.
+                self.h2.release(stream.id, lost);
+                stream.hold(given);
+                self.buffered += given;
+                return;
+            }
+        };
         let mut written = 0;
         if stream.is_open() && stream.pending() == 0 {
-            match stream.write_at_once(buffer, &ranges) {
+            match write_ranges(socket, buffer, &ranges) {
                 Ok(length) => written = length,
                 Err(error) => {
                     self.app_failed(batch.slot, &error);
@@ -189,19 +212,6 @@ impl Mux {
         }
     }
 
-    /// Gives up on applications that do not accept in time.
-    pub(super) fn expire_dials(&mut self, now: Instant) {
-        let expired: SmallVec<[usize; 8]> = self
-            .streams
-            .iter()
-            .filter(|(_, s)| matches!(s.phase, Phase::Dialling { since, .. } if now - since > DIAL_TIMEOUT))
-            .map(|(slot, _)| slot)
-            .collect();
-        for slot in expired {
-            self.dial_failed(slot, "the application did not accept within 10 s");
-        }
-    }
-
     /// Ends every stream because the tunnel has.
     pub(super) fn fail_all(&mut self, why: &str, flags: ResponseFlags) {
         for stream in self.streams.drain() {
@@ -211,10 +221,11 @@ impl Mux {
         self.shared.streams.store(0, Ordering::Relaxed);
     }
 
-    fn insert(&mut self, id: StreamId, app: TcpStream, flow: crate::proxy::live::Flow, phase: Phase) {
+    fn insert(&mut self, id: StreamId, app: App, flow: Flow, phase: Phase) {
         let entry = self.streams.vacant_entry();
         let slot = entry.key();
         let stream = entry.insert(Stream::new(id, app, flow, phase, slot, &self.ready));
+        stream.press(self.pressed);
         stream.wake.queue();
         // Numbers only grow, so pushing keeps the order.
         self.slots.push((id, slot));
@@ -240,7 +251,29 @@ impl Mux {
         self.buffered -= bytes;
         if self.withheld > 0 && self.buffered <= BUFFER_LIMIT {
             self.h2.release_connection(std::mem::take(&mut self.withheld));
+            self.press(false);
         }
+    }
+
+    /// Keeps bytes back from the connection's window until applications have read enough.
+    fn withhold(&mut self, bytes: usize) {
+        self.withheld += bytes;
+        self.press(true);
+    }
+
+    /// Applications in this process tell what they have read in large pieces, unless the connection waits for it.
+    fn press(&mut self, pressed: bool) {
+        if self.pressed == pressed {
+            return;
+        }
+        self.pressed = pressed;
+        let mut read = 0;
+        for (_, stream) in &mut self.streams {
+            let now = stream.press(pressed);
+            self.h2.release(stream.id, now);
+            read += now;
+        }
+        self.unbuffer(read);
     }
 
     fn queue_starved(&mut self) {
@@ -255,7 +288,7 @@ impl Mux {
         if self.buffered <= BUFFER_LIMIT {
             self.h2.release_connection(payload.len());
         } else {
-            self.withheld += payload.len();
+            self.withhold(payload.len());
         }
         let Some(slot) = self.slot(id) else { return };
         if batch.slot != slot {
@@ -279,47 +312,6 @@ impl Mux {
         }
     }
 
-    fn request(&mut self, id: StreamId, request: &Request, end_stream: bool) {
-        let Role::Server(accept) = &self.role else { return };
-        match accept.accept(request) {
-            Accepted::Dial { app, flow, headers } => {
-                self.shared.streams.fetch_add(1, Ordering::Relaxed);
-                self.insert(id, app, flow, Phase::Dialling { since: Instant::now(), headers });
-                if end_stream {
-                    self.peer_ended(id);
-                }
-            }
-            Accepted::Refuse(status) => self.answer_and_end(id, status),
-        }
-    }
-
-    /// Answers with an error; NO_ERROR tells the peer not to send what it may have begun to (RFC 9113 §8.1).
-    fn answer_and_end(&mut self, id: StreamId, status: u16) {
-        // The peer may have reset the stream meanwhile.
-        let _ = self.h2.respond(id, status, &[], true);
-        self.h2.reset(id, ErrorCode::NO_ERROR);
-    }
-
-    fn response(&mut self, id: StreamId, response: &Response, end_stream: bool) {
-        let Some(slot) = self.slot(id) else { return };
-        if response.status == 200 {
-            let stream = &mut self.streams[slot];
-            stream.phase = Phase::Open;
-            stream.ending = end_stream;
-            stream.wake.queue();
-            return;
-        }
-        self.h2.reset(id, ErrorCode::NO_ERROR);
-        let Some(stream) = self.remove(slot) else { return };
-        let (flags, cure) = match response.status {
-            401 => (ResponseFlags::Denied, "a policy at the destination denies it; its access log names the policy"),
-            503 => (ResponseFlags::ConnectFailure, "the destination's proxy could not reach the application"),
-            400 => (ResponseFlags::ConnectFailure, "the destination's proxy does not serve that address"),
-            _ => (ResponseFlags::ConnectFailure, "unexpected answer from the destination's proxy"),
-        };
-        stream.abort(Outcome::failed(flags, format!("http status {}: {cure}", response.status)));
-    }
-
     fn peer_ended(&mut self, id: StreamId) {
         if let Some(slot) = self.slot(id) {
             let stream = &mut self.streams[slot];
@@ -333,16 +325,17 @@ impl Mux {
         let stream = &mut self.streams[slot];
         if stream.is_open() && code.is_end() {
             // Reads as the end: what the application has not taken yet is still its own.
-            stream.reading = false;
+            stream.stop_reading();
             stream.ending = true;
             stream.wake.queue();
             return;
         }
         let Some(stream) = self.remove(slot) else { return };
+        let again = code == ErrorCode::REFUSED_STREAM;
         match (stream.phase, &self.role) {
-            (Phase::Opening(opening), Role::Client(pool)) if code == ErrorCode::REFUSED_STREAM => {
+            (Phase::Opening(opening), Role::Client(pool)) if again => {
                 let (request, attempts) = *opening;
-                match stream.app.into_std() {
+                match stream.app.detach() {
                     Ok(app) => {
                         pool.redial(Box::new(Open { app, request, flow: stream.flow, attempts: attempts + 1 }));
                     }
@@ -350,8 +343,9 @@ impl Mux {
                 }
             }
             _ => {
-                abort(&stream.app);
-                stream.flow.close(Outcome::error(format!("reset by the peer ({code})")));
+                let outcome = Outcome::error(format!("reset by the peer ({code})"));
+                stream.app.abort(&outcome);
+                stream.flow.close(outcome);
             }
         }
     }
@@ -363,30 +357,20 @@ impl Mux {
         stream.abort(Outcome::error(format!("the application's connection failed: {error}")));
     }
 
-    fn dial_failed(&mut self, slot: usize, why: &str) {
-        let Some(stream) = self.remove(slot) else { return };
-        self.answer_and_end(stream.id, 503);
-        stream.close(Outcome::failed(ResponseFlags::ConnectFailure, why.to_owned()));
-    }
-
     fn serve_stream(&mut self, slot: usize, out: Option<&mut Outgoing<'_>>) -> Result<(), RecordError> {
         let Some(stream) = self.streams.get_mut(slot) else { return Ok(()) };
         stream.wake.attended();
         if let Some(reason) = stream.flow.ended() {
             self.h2.reset(stream.id, ErrorCode::CONNECT_ERROR);
             if let Some(stream) = self.remove(slot) {
-                abort(&stream.app);
-                stream.flow.close_ended(reason);
+                stream.abort(reason.outcome());
             }
             return Ok(());
         }
-        if matches!(stream.phase, Phase::Dialling { .. }) && !self.dialled(slot) {
+        if !stream.is_open() && !self.opens(slot) {
             return Ok(());
         }
         let Some(stream) = self.streams.get_mut(slot) else { return Ok(()) };
-        if !stream.is_open() {
-            return Ok(());
-        }
         match stream.write_pending() {
             Ok(0) => {}
             Ok(written) => {
@@ -406,34 +390,16 @@ impl Mux {
                 Some(out) => self.read_app(slot, out)?,
             }
         }
-        if self.streams.get(slot).is_some_and(|stream| !stream.reading && stream.shut)
+        if self.streams.get(slot).is_some_and(Stream::is_done)
             && let Some(stream) = self.remove(slot)
         {
+            if !stream.ending {
+                // Whoever could read the rest has said all it had to, and is gone.
+                self.h2.reset(stream.id, ErrorCode::NO_ERROR);
+            }
             stream.close(Outcome::complete());
         }
         Ok(())
-    }
-
-    /// Whether the application has accepted; answers the peer either way.
-    fn dialled(&mut self, slot: usize) -> bool {
-        let stream = &mut self.streams[slot];
-        if stream.app.poll_write_ready(&mut Context::from_waker(&stream.waker)).is_pending() {
-            return false;
-        }
-        let failure = match stream.app.take_error() {
-            Ok(None) => None,
-            Ok(Some(error)) | Err(error) => Some(error),
-        };
-        if let Some(error) = failure {
-            self.dial_failed(slot, &format!("the application could not be reached: {error}"));
-            return false;
-        }
-        let Phase::Dialling { headers, .. } = std::mem::replace(&mut stream.phase, Phase::Open) else { return true };
-        let headers: SmallVec<[(&str, &str); 2]> =
-            headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        // If the peer has reset the stream, its event is on the way.
-        let _ = self.h2.respond(stream.id, 200, &headers, false);
-        true
     }
 
     /// Reads once from the application into frames.
@@ -446,7 +412,7 @@ impl Mux {
             if self.h2.is_sendable(stream.id) {
                 self.starved.push(slot);
             } else {
-                stream.reading = false;
+                stream.stop_reading();
             }
             return Ok(());
         }
@@ -473,7 +439,7 @@ impl Mux {
                 }
             }
             Ok(Read::Blocked) => {
-                stream.segments = 1;
+                stream.segments = stream.app.first_segments();
                 stream.await_readable();
             }
             Ok(Read::Full) => self.deferred.push(slot),

@@ -1,20 +1,14 @@
 //! One application connection in a tunnel.
 
-use std::io::{self, IoSlice, Write};
-use std::net::Shutdown;
-use std::ops::Range;
-use std::os::fd::AsFd;
+use std::io;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::task::Waker;
 
 use culvert_core::hbone::h2::{Request, StreamId};
-use smallvec::SmallVec;
-use socket2::SockRef;
-use tokio::io::Interest;
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use super::ResponseHeaders;
+use crate::hbone::app::{self, App};
 use crate::hbone::wake::{ReadyList, StreamWaker};
 use crate::proxy::live::Flow;
 use crate::telemetry::Outcome;
@@ -24,12 +18,12 @@ const KEEP_CAPACITY: usize = 64 * 1024;
 
 /// How far a stream has come.
 pub(super) enum Phase {
-    /// Server: the application is being dialled.
+    /// Server: the application is being dialled, or has to decide whether it serves the stream.
     Dialling {
         /// Since when.
         since: Instant,
-        /// Headers of the 200 to come.
-        headers: SmallVec<[(&'static str, String); 1]>,
+        /// Headers of the 200 to come, unless the application decides about them.
+        headers: ResponseHeaders,
     },
     /// Client: the peer has not answered yet. Holds what it takes to try elsewhere.
     Opening(Box<(Request, u8)>),
@@ -40,7 +34,7 @@ pub(super) enum Phase {
 /// One application connection.
 pub(super) struct Stream {
     pub(super) id: StreamId,
-    pub(super) app: TcpStream,
+    pub(super) app: App,
     pub(super) flow: Flow,
     pub(super) wake: Arc<StreamWaker>,
     pub(super) waker: Waker,
@@ -55,20 +49,19 @@ pub(super) struct Stream {
     pub(super) segments: usize,
     pending: Vec<u8>,
     written: usize,
+    /// Bytes given to an application in this process that it has not read yet.
+    held: usize,
 }
 
 impl Stream {
-    pub(super) fn new(
-        id: StreamId,
-        app: TcpStream,
-        flow: Flow,
-        phase: Phase,
-        slot: usize,
-        ready: &Arc<ReadyList>,
-    ) -> Self {
+    pub(super) fn new(id: StreamId, app: App, flow: Flow, phase: Phase, slot: usize, ready: &Arc<ReadyList>) -> Self {
         let wake = ready.waker(slot);
         let waker = Waker::from(wake.clone());
         flow.on_end(&waker);
+        if let App::Local(end) = &app {
+            end.attach(wake.clone());
+        }
+        let segments = app.first_segments();
         Self {
             id,
             app,
@@ -79,15 +72,16 @@ impl Stream {
             reading: true,
             ending: false,
             shut: false,
-            segments: 1,
+            segments,
             pending: Vec::new(),
             written: 0,
+            held: 0,
         }
     }
 
     /// Bytes that the application has not taken yet.
     pub(super) fn pending(&self) -> usize {
-        self.pending.len() - self.written
+        self.pending.len() - self.written + self.held
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -99,27 +93,23 @@ impl Stream {
         self.pending.extend_from_slice(bytes);
     }
 
-    /// Writes the `ranges` of `buffer` to the application as far as it takes them at once.
-    pub(super) fn write_at_once(&self, buffer: &[u8], ranges: &[Range<usize>]) -> io::Result<usize> {
-        let slices: SmallVec<[IoSlice<'_>; 20]> =
-            ranges.iter().filter_map(|range| buffer.get(range.clone())).map(IoSlice::new).collect();
-        let offered: usize = slices.iter().map(|slice| slice.len()).sum();
-        write_ready(&self.app, &slices, offered)
+    /// Notes bytes that an application in this process was given. The stream's window bounds how many there can be.
+    pub(super) fn hold(&mut self, bytes: usize) {
+        self.held += bytes;
     }
 
-    /// Writes what was kept; returns how much of it went.
+    /// Gives the application what was kept; returns how much it has taken since the last call.
     pub(super) fn write_pending(&mut self) -> io::Result<usize> {
-        let mut total = 0;
-        while self.pending() > 0 {
-            match self.app.poll_write_ready(&mut Context::from_waker(&self.waker)) {
-                Poll::Pending => break,
-                Poll::Ready(ready) => ready?,
+        let socket = match &self.app {
+            App::Socket(socket) => socket,
+            App::Local(end) => {
+                let read = end.claim()?;
+                self.held -= read;
+                return Ok(read);
             }
-            let rest = &self.pending[self.written..];
-            let written = write_ready(&self.app, &[IoSlice::new(rest)], rest.len())?;
-            self.written += written;
-            total += written;
-        }
+        };
+        let total = app::write_all(socket, &self.waker, &self.pending[self.written..])?;
+        self.written += total;
         if self.pending() == 0 {
             self.written = 0;
             self.pending.clear();
@@ -128,20 +118,45 @@ impl Stream {
         Ok(total)
     }
 
+    /// Has an application in this process say what it reads as it reads it, or only now and then. Returns what it has
+    /// read until now.
+    pub(super) fn press(&mut self, pressed: bool) -> usize {
+        let App::Local(end) = &self.app else { return 0 };
+        let read = end.press(pressed);
+        self.held -= read;
+        read
+    }
+
     /// Tells the application that the peer is done, once it has taken everything.
     pub(super) fn shut_when_drained(&mut self) {
-        if self.ending && !self.shut && self.pending() == 0 {
-            self.shut = true;
-            // Fails only if the application is gone, which reading will find out.
-            let _ = SockRef::from(&self.app).shutdown(Shutdown::Write);
+        if !self.ending || self.shut {
+            return;
+        }
+        self.shut = self.pending() == 0;
+        match &self.app {
+            App::Socket(socket) if self.shut => app::shut(socket),
+            App::Socket(_) => {}
+            // It finds the end behind what it has not read yet.
+            App::Local(end) => end.finish(),
         }
     }
 
     /// Asks to be woken when the application has something to read.
     pub(super) fn await_readable(&self) {
-        if self.app.poll_read_ready(&mut Context::from_waker(&self.waker)).is_ready() {
+        if self.app.is_readable(&self.waker) {
             self.wake.queue();
         }
+    }
+
+    /// Nothing more of what the application sends is sent on.
+    pub(super) fn stop_reading(&mut self) {
+        self.reading = false;
+        self.app.stop_reading();
+    }
+
+    /// Whether both directions are over, or nobody is left to care for the one that is not.
+    pub(super) fn is_done(&self) -> bool {
+        !self.reading && (self.shut || self.app.is_dropped())
     }
 
     /// Both directions are done, or the peer's death leaves nothing to do.
@@ -151,34 +166,7 @@ impl Stream {
 
     /// Ends the connection with a reset, as its other half was.
     pub(super) fn abort(self, outcome: Outcome) {
-        abort(&self.app);
+        self.app.abort(&outcome);
         self.flow.close(outcome);
-    }
-}
-
-/// Makes the close to come a reset rather than an orderly end.
-pub(crate) fn abort(socket: &impl AsFd) {
-    // A socket that cannot be set any more has failed already.
-    let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
-}
-
-/// `writev` that treats a short write as "no more for now", which saves the call that would find that out. 0 if the
-/// socket takes nothing.
-fn write_ready(app: &TcpStream, slices: &[IoSlice<'_>], offered: usize) -> io::Result<usize> {
-    let socket = SockRef::from(app);
-    let mut written = None;
-    let outcome = app.try_io(Interest::WRITABLE, || {
-        let length = match slices {
-            [one] => (&*socket).write(one)?,
-            many => (&*socket).write_vectored(many)?,
-        };
-        written = Some(length);
-        if length < offered { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
-    });
-    match (written, outcome) {
-        (Some(length), _) => Ok(length),
-        (None, Err(error)) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
-        (None, Err(error)) => Err(error),
-        (None, Ok(())) => Ok(0),
     }
 }
