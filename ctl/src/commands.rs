@@ -45,7 +45,7 @@ pub(crate) enum Command {
     Connections,
     /// Show the agent's log levels, or set them.
     LogLevel(log_level::LogLevel),
-    /// Say what is wrong with the objects of a directory.
+    /// Say what is wrong with the objects that an agent reads, or with those of a directory.
     Analyze,
     /// Say what a cluster or a node lacks for Culvert, before it is installed.
     Check(check::Check),

@@ -55,7 +55,8 @@ impl Directory {
                     std::collections::hash_map::Entry::Occupied(taken) => {
                         let first = taken.get().display();
                         let message = format!("{} is in {first} already, which counts: remove one", taken.key());
-                        mistakes.push((file.clone(), Mistake { place, gravity: Gravity::LeftOut, message }));
+                        mistakes
+                            .push((file.clone(), Mistake { place, gravity: Gravity::LeftOut, message, object: None }));
                     }
                 }
             }
@@ -92,7 +93,8 @@ fn parse(file: &Path) -> Parsed {
         Ok(_) => yaml::parse(&bytes),
         Err(error) => {
             let message = format!("cannot be read: {error}");
-            let mistake = Mistake { place: Place { line: 1, column: 1 }, gravity: Gravity::Broken, message };
+            let mistake =
+                Mistake { place: Place { line: 1, column: 1 }, gravity: Gravity::Broken, message, object: None };
             Parsed { objects: Vec::new(), mistakes: vec![mistake] }
         }
     }

@@ -111,6 +111,12 @@ fn state(health: &Health, resource: &str) -> State {
     health.status().resources[resource].state
 }
 
+/// Whether all resources have been read, and are followed.
+fn is_whole(health: &Health) -> bool {
+    let is_followed = |resource: &ResourceStatus| !matches!(resource.state, State::Waiting | State::Failing);
+    health.status().resources.values().all(is_followed)
+}
+
 fn has_pod(snapshot: &Snapshot, namespace: &str, name: &str) -> bool {
     snapshot.pod(namespace, name).is_some()
 }
@@ -249,11 +255,16 @@ fn objects_that_a_webhook_would_have_refused_are_told_and_disturb_no_other() {
     let rejected = |health: &Health, name: &str| health.status().rejected.get(name).cloned();
     let line = rejected(&reader.health, "AuthorizationPolicy invalid/never").unwrap();
     assert!(line.starts_with("spec.action: ") && line.contains("it is left out"), "{line}");
+    let is_found = |mesh: &Snapshot, name: &str| {
+        mesh.findings().any(|(object, finding)| object.to_string() == name && finding.message.contains("until that is"))
+    };
+    assert!(is_found(&reader.snapshot(), "AuthorizationPolicy invalid/never"), "whoever reads the mesh must be told");
 
     // One that was good stays as it was; one that comes is read all the same.
     let broken = json!({"spec": {"rules": "none"}});
     cluster.request("PATCH", &format!("{path}/good"), Some(&broken)).unwrap().success().unwrap();
     reader.until("the finding", |_, health| rejected(health, "AuthorizationPolicy invalid/good").is_some());
+    reader.until("the same in the mesh", |mesh, _| is_found(mesh, "AuthorizationPolicy invalid/good"));
     assert!(has_policy(&reader.snapshot(), "invalid", "good"));
     let huge = json!({"annotations": {"example.org/blob": "x".repeat(100 << 10)}});
     let mut bloated = policy("bloated", Value::Null);
@@ -264,7 +275,11 @@ fn objects_that_a_webhook_would_have_refused_are_told_and_disturb_no_other() {
     cluster.request("PATCH", &format!("{path}/good"), Some(&mended)).unwrap().success().unwrap();
     reader.until("its end", |_, health| rejected(health, "AuthorizationPolicy invalid/good").is_none());
     delete(cluster, &format!("{path}/never"));
-    reader.until("the other's end", |_, health| rejected(health, "AuthorizationPolicy invalid/never").is_none());
+    reader.until("the other's end", |mesh, health| {
+        rejected(health, "AuthorizationPolicy invalid/never").is_none()
+            && !is_found(mesh, "AuthorizationPolicy invalid/never")
+            && !is_found(mesh, "AuthorizationPolicy invalid/good")
+    });
 }
 
 #[test]
@@ -276,11 +291,11 @@ fn a_watch_that_is_cut_goes_on_where_it_was() {
     cluster.pod("cut", "goes", "default", "n1", &["10.2.0.2"]).unwrap();
     let mut reader = Reader::started(cluster);
     let pods = |health: &Health| state(health, "pods") == State::Watched;
-    reader.until("both pods", |mesh, health| has_pod(mesh, "cut", "goes") && pods(health) && health.is_whole());
+    reader.until("both pods", |mesh, health| has_pod(mesh, "cut", "goes") && pods(health) && is_whole(health));
 
     reader.wire.cut();
     reader.until("the cut to be noticed", |_, health| health.status().unreachable.is_some());
-    assert!(!reader.health.is_whole() && has_pod(&reader.snapshot(), "cut", "goes"));
+    assert!(!is_whole(&reader.health) && has_pod(&reader.snapshot(), "cut", "goes"));
     let note = reader.health.notes().join("\n");
     assert!(note.contains("configuration from 2") && note.contains("cannot be reached"), "{note}");
     delete(cluster, "/api/v1/namespaces/cut/pods/goes");
@@ -290,9 +305,48 @@ fn a_watch_that_is_cut_goes_on_where_it_was() {
         has_pod(mesh, "cut", "comes")
             && !has_pod(mesh, "cut", "goes")
             && has_pod(mesh, "cut", "stays")
-            && health.is_whole()
+            && is_whole(health)
     });
     assert_eq!(reader.health.notes(), Vec::<String>::new());
+}
+
+#[test]
+fn what_was_compacted_away_is_listed_again_and_nothing_is_lost() {
+    // With its cache of watches the API server remembers more than etcd.
+    let cluster = ControlPlane::start_with(&["--watch-cache=false"]).unwrap();
+    cluster.namespace("compacted").unwrap();
+    policies(&cluster);
+    for (name, address) in [("stays", "10.5.0.1"), ("goes", "10.5.0.2")] {
+        cluster.pod("compacted", name, "default", "n1", &[address]).unwrap();
+        create(&cluster, &policies_path("compacted"), &policy(name, Value::Null));
+    }
+    let mut reader = Reader::started(&cluster);
+    let policies = "authorizationpolicies.security.istio.io";
+    reader.until("what is there", |mesh, health| {
+        has_pod(mesh, "compacted", "goes")
+            && has_policy(mesh, "compacted", "goes")
+            && ["pods", policies].iter().all(|name| state(health, name) == State::Watched)
+    });
+    reader.wire.cut();
+    reader.until("the cut to be noticed", |_, health| health.status().unreachable.is_some());
+    delete(&cluster, "/api/v1/namespaces/compacted/pods/goes");
+    delete(&cluster, &format!("{}/goes", policies_path("compacted")));
+    cluster.pod("compacted", "comes", "default", "n1", &["10.5.0.3"]).unwrap();
+    cluster.compact().unwrap();
+    let since = cluster.audit().unwrap().len();
+    reader.wire.restore();
+    reader.until("what happened meanwhile", |mesh, health| {
+        assert!(has_pod(mesh, "compacted", "stays") && has_policy(mesh, "compacted", "stays"), "lost on the way");
+        has_pod(mesh, "compacted", "comes")
+            && !has_pod(mesh, "compacted", "goes")
+            && !has_policy(mesh, "compacted", "goes")
+            && is_whole(health)
+    });
+    // It asked to go on where it was, and was told that this is gone.
+    let asked = cluster.requests_of("culvert/", since).unwrap();
+    let lists = |resource: &str| asked.iter().filter(|one| one.verb == "list" && one.resource == resource).count();
+    assert!(lists("pods") >= 1 && lists("authorizationpolicies") >= 1, "{asked:#?}");
+    assert!(lists("pods") <= 2, "more than one list: {asked:#?}");
 }
 
 #[test]
@@ -309,7 +363,7 @@ fn an_api_server_that_was_killed_is_caught_up_with() {
         has_pod(mesh, "killed", "goes")
             && has_policy(mesh, "killed", "stays")
             && has_policy(mesh, "killed", "goes")
-            && health.is_whole()
+            && is_whole(health)
     });
     reader.wire.cut();
     reader.until("the cut to be noticed", |_, health| health.status().unreachable.is_some());
@@ -336,7 +390,7 @@ fn an_api_server_that_was_killed_is_caught_up_with() {
     assert!(restarted, "a policy was lost while the API server started");
     reader.until("what happened meanwhile", |mesh, health| {
         assert!(has_policy(mesh, "killed", "stays"));
-        !has_pod(mesh, "killed", "goes") && !has_policy(mesh, "killed", "goes") && health.is_whole()
+        !has_pod(mesh, "killed", "goes") && !has_policy(mesh, "killed", "goes") && is_whole(health)
     });
 }
 
@@ -388,7 +442,7 @@ subjects:
     assert!(!reader.take(Duration::from_secs(2), |_, _| true), "a mesh without policies is open");
 
     grant(&(some + &rule("security.istio.io", "authorizationpolicies")));
-    reader.until("a mesh", |_, health| health.missing().is_empty() && health.is_whole());
+    reader.until("a mesh", |_, health| health.missing().is_empty() && is_whole(health));
 }
 
 #[test]
@@ -403,7 +457,7 @@ fn an_agent_that_starts_while_the_api_server_is_away_starts_from_what_was_known(
     let file = cluster.directory().join("disk").join("objects");
     let mut reader = Reader::new(cluster, &cluster.kubeconfig(), Some(file.clone()));
     reader.until("what is there", |mesh, health| {
-        has_pod(mesh, "disk", "stays") && has_policy(mesh, "disk", "goes") && health.is_whole()
+        has_pod(mesh, "disk", "stays") && has_policy(mesh, "disk", "goes") && is_whole(health)
     });
     let port = reader.port;
     let wire = reader.end();
@@ -415,7 +469,7 @@ fn an_agent_that_starts_while_the_api_server_is_away_starts_from_what_was_known(
     reader.until("the pods of before", |mesh, _| {
         has_pod(mesh, "disk", "stays") && has_pod(mesh, "disk", "goes") && has_policy(mesh, "disk", "goes")
     });
-    assert!(!reader.health.is_whole() && reader.health.missing().is_empty());
+    assert!(!is_whole(&reader.health) && reader.health.missing().is_empty());
     let note = reader.health.notes().join("\n");
     assert!(note.starts_with("configuration from 2") && note.contains("cannot be reached"), "{note}");
     assert!(reader.health.status().started_from.is_some());
@@ -425,7 +479,7 @@ fn an_agent_that_starts_while_the_api_server_is_away_starts_from_what_was_known(
     delete(cluster, &format!("{}/goes", policies_path("disk")));
     reader.wire.restore();
     reader.until("what happened meanwhile", |mesh, health| {
-        !has_pod(mesh, "disk", "goes") && !has_policy(mesh, "disk", "goes") && health.is_whole()
+        !has_pod(mesh, "disk", "goes") && !has_policy(mesh, "disk", "goes") && is_whole(health)
     });
     assert!(has_pod(&reader.snapshot(), "disk", "stays") && reader.health.status().started_from.is_none());
     let wire = reader.end();
@@ -437,7 +491,7 @@ fn an_agent_that_starts_while_the_api_server_is_away_starts_from_what_was_known(
     assert!(!reader.take(Duration::from_secs(3), |_, _| true), "started from half a file");
     assert!(!reader.health.missing().is_empty());
     reader.wire.restore();
-    reader.until("a mesh", |mesh, health| has_pod(mesh, "disk", "stays") && health.is_whole());
+    reader.until("a mesh", |mesh, health| has_pod(mesh, "disk", "stays") && is_whole(health));
 }
 
 #[test]
@@ -447,7 +501,7 @@ fn ten_thousand_pods_are_followed_as_they_come_and_listed_in_pages() {
     let cluster = ControlPlane::shared();
     cluster.namespace("bulk").unwrap();
     let mut reader = Reader::started(cluster);
-    reader.until("a mesh", |_, health| health.is_whole());
+    reader.until("a mesh", |_, health| is_whole(health));
     let pod = |n: usize| {
         json!({
             "apiVersion": "v1", "kind": "Pod", "metadata": {"name": format!("p{n}"), "labels": {"app": "bulk"}},
@@ -467,7 +521,7 @@ fn ten_thousand_pods_are_followed_as_they_come_and_listed_in_pages() {
 
     let since = cluster.audit().unwrap().len();
     let mut second = Reader::started(cluster);
-    second.until("a mesh", |_, health| health.is_whole() && health.status().resources["pods"].objects >= PODS);
+    second.until("a mesh", |_, health| is_whole(health) && health.status().resources["pods"].objects >= PODS);
     let pages = cluster.requests_of("culvert/", since).unwrap();
     let pages = pages.iter().filter(|request| request.verb == "list" && request.resource == "pods");
     assert!(pages.filter(|request| request.uri.contains("continue=")).count() >= PODS / 500 - 1);
@@ -487,7 +541,7 @@ fn an_idle_agent_asks_for_nothing() {
     let user = cluster.kubeconfig_with_certificate("idle", "/O=system:masters/CN=idle").unwrap();
     let mut reader = Reader::new(cluster, &user, None);
     let is_waiting = |resource: &ResourceStatus| matches!(resource.state, State::Waiting | State::Listed);
-    reader.until("a mesh", |_, health| health.is_whole() && !health.status().resources.values().any(is_waiting));
+    reader.until("a mesh", |_, health| is_whole(health) && !health.status().resources.values().any(is_waiting));
     // Alone: what other tests install, an agent would look at.
     let since = cluster.audit().unwrap().len();
     reader.take(Duration::from_secs(5), |_, _| false);

@@ -227,6 +227,129 @@ fn without_an_agent_the_api_server_says_who_may_start_and_without_both_what_was_
     Ok(())
 }
 
+/// A definition without a schema: it takes what no webhook would.
+fn definition(plural: &str, kind: &str) -> String {
+    json!({
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": { "name": format!("{plural}.security.istio.io") },
+        "spec": {
+            "group": "security.istio.io", "scope": "Namespaced",
+            "names": { "plural": plural, "singular": kind.to_lowercase(), "kind": kind, "listKind": format!("{kind}List") },
+            "versions": [{
+                "name": "v1", "served": true, "storage": true,
+                "schema": { "openAPIV3Schema": { "type": "object", "x-kubernetes-preserve-unknown-fields": true } },
+            }],
+        },
+    })
+    .to_string()
+}
+
+#[test]
+fn what_cannot_be_read_is_told_alike_by_the_log_and_by_analyze() -> Result<()> {
+    let mut world = World::new(&[(1, "shop", "a")])?;
+    let kinds = [("authorizationpolicies", "AuthorizationPolicy"), ("peerauthentications", "PeerAuthentication")];
+    let path = |plural: &str| format!("/apis/security.istio.io/v1/namespaces/shop/{plural}");
+    let specs = [json!({ "action": { "of": "the wrong type" } }), json!({ "mtsl": { "mode": "STRICT" } })];
+    for ((plural, kind), spec) in kinds.into_iter().zip(specs) {
+        world.cluster.crds(&definition(plural, kind))?;
+        let object =
+            json!({ "apiVersion": "security.istio.io/v1", "kind": kind, "metadata": { "name": "odd" }, "spec": spec });
+        world.cluster.request("POST", &path(plural), Some(&object))?.success()?;
+    }
+    world.start()?;
+    let analyze = || -> Result<(Option<i32>, Value)> {
+        let mut command = world.topology.node(1).place().command(culvert_tests::agent::binary("culvertctl")?)?;
+        command.args(["analyze", "--output", "json"]);
+        let said = culvert_tests::Process::spawn("culvertctl", command)?.finish(LIMIT)?;
+        Ok((said.status.code(), serde_json::from_str(&said.stdout).with_context(|| said.stderr)?))
+    };
+    let about = |issues: &Value, object: &str| -> Option<Value> {
+        issues.as_array()?.iter().find(|issue| issue["object"] == object).cloned()
+    };
+    let told = || {
+        let (code, issues) = analyze().ok()?;
+        let unreadable = about(&issues, "AuthorizationPolicy shop/odd")?;
+        let unread = about(&issues, "PeerAuthentication shop/odd")?;
+        Some((code, unreadable, unread))
+    };
+    let (code, unreadable, unread) =
+        eventually(LIMIT, "both to be told", told).with_context(|| format!("{:?}", analyze()))?;
+    ensure!(
+        code == Some(2) && unreadable["severity"] == "error" && unreadable["field"] == "spec.action",
+        "{unreadable}"
+    );
+    let message = unreadable["message"].as_str().context("a message")?;
+    let line = format!("AuthorizationPolicy shop/odd: spec.action: {message}");
+    ensure!(world.agent().log().contains(&line), "{line}: {}", world.agent().log());
+    ensure!(unread["severity"] == "warning" && unread["field"] == "spec.mtsl", "{unread}");
+
+    world.cluster.request("DELETE", &format!("{}/odd", path("authorizationpolicies")), None)?.success()?;
+    eventually(LIMIT, "its end", || {
+        let (code, issues) = analyze().ok()?;
+        (code == Some(0) && about(&issues, "AuthorizationPolicy shop/odd").is_none()).then_some(())
+    })
+}
+
+#[test]
+fn a_pod_of_another_kernel_is_refused_before_it_starts_and_told_why() -> Result<()> {
+    let mut world = World::new(&[(1, "shop", "a")])?;
+    world.cluster.apply(GVISOR)?;
+    let path = "/api/v1/namespaces/shop/pods";
+    world.cluster.request("DELETE", &format!("{path}/a?gracePeriodSeconds=0"), None)?.success()?;
+    let pod = |labels: Value| {
+        json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "a", "labels": labels },
+            "spec": {
+                "nodeName": "n1", "runtimeClassName": "gvisor", "serviceAccountName": "default",
+                "automountServiceAccountToken": false, "containers": [{ "name": "main", "image": "none" }],
+            },
+        })
+    };
+    let create = |world: &mut World, labels: Value| -> Result<()> {
+        let created = world.cluster.request("POST", path, Some(&pod(labels)))?.success()?;
+        let uid = created["metadata"]["uid"].as_str().context("a UID")?.to_owned();
+        world.runtime.uids.insert("a".to_owned(), uid);
+        Ok(())
+    };
+    create(&mut world, json!({}))?;
+    world.start()?;
+    let (code, message) = world.runtime.refusal(world.topology.pod("a"))?;
+    ensure!(code == 100 && message.contains("runtimeClassName \"gvisor\" is that of gVisor"), "{code} {message}");
+    ensure!(message.contains("istio.io/dataplane-mode: none"), "no cure: {message}");
+    let note = world.await_event(world.topology.pod("a"), "EnrolmentRefused")?;
+    ensure!(note.contains("gVisor"), "{note}");
+
+    // Labelled as the message says, it starts, outside of the mesh.
+    world.cluster.request("DELETE", &format!("{path}/a?gracePeriodSeconds=0"), None)?.success()?;
+    create(&mut world, json!({ "istio.io/dataplane-mode": "none" }))?;
+    world.runtime.add(world.topology.pod("a"))?.success().with_context(|| world.agent().log())?;
+    Ok(())
+}
+
+#[test]
+fn while_nobody_can_be_asked_no_pod_starts_where_others_are_in_the_mesh_by_their_own_labels() -> Result<()> {
+    let mut world = World::new(&[(1, "outside", "b"), (2, "outside", "o"), (1, "shop", "c")])?;
+    // On another node: what this one's agent knows of it, it knows from the API server.
+    let label = json!({ "metadata": { "labels": { "istio.io/dataplane-mode": "ambient" } } });
+    world.cluster.request("PATCH", "/api/v1/namespaces/outside/pods/o", Some(&label))?.success()?;
+    world.report_addresses(world.topology.pod("o"))?;
+    world.cluster.namespace("plain")?;
+    world.start()?;
+    let cache = world.runtime.state().join("cni-mesh.json");
+    eventually(LIMIT, "the cache to know of it", || {
+        fs::read_to_string(&cache).ok()?.contains("\"mixed\":[\"outside\"]").then_some(())
+    })
+    .with_context(|| fs::read_to_string(&cache).unwrap_or_default())?;
+    world.agent.as_mut().context("an agent")?.kill()?;
+    world.cluster.stop_apiserver()?;
+    let b = world.topology.pod("b");
+    let (code, message) = world.runtime.refusal(b)?;
+    ensure!(code == 11 && message.contains("by their own labels"), "{message}");
+    world.runtime.call_as("ADD", "plain", b)?.success()?;
+    Ok(())
+}
+
 #[test]
 fn an_agent_that_is_uninstalled_leaves_nothing_and_one_that_is_replaced_everything() -> Result<()> {
     let mut world = World::new(&[(1, "shop", "a"), (2, "outside", "o")])?;
@@ -251,6 +374,13 @@ fn an_agent_that_is_uninstalled_leaves_nothing_and_one_that_is_replaced_everythi
     ensure!(world.annotation(world.topology.pod("a"))?.is_none(), "the annotation is left");
     Ok(())
 }
+
+const GVISOR: &str = "\
+apiVersion: node.k8s.io/v1
+kind: RuntimeClass
+metadata: {name: gvisor}
+handler: runsc
+";
 
 const DAEMON_SET: &str = "\
 apiVersion: apps/v1

@@ -16,7 +16,7 @@ use serde_yaml::options::DuplicateKeyPolicy;
 use serde_yaml::{DefaultMessageFormatter, MessageFormatter, Spanned};
 
 use self::node::Node;
-use crate::object::{Object, ObjectError, ObjectRef};
+use crate::object::{Kind, Object, ObjectError, ObjectRef};
 
 /// The most bytes of a file: Kubernetes takes no object over 1.5 MiB, so this is several.
 pub const MAX_BYTES: usize = 8 << 20;
@@ -55,6 +55,9 @@ pub struct Mistake {
     pub gravity: Gravity,
     /// What is wrong, and the cure; one line.
     pub message: String,
+    /// The object that it is about, where that can be told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub object: Option<ObjectRef>,
 }
 
 /// How bad a mistake is.
@@ -142,7 +145,11 @@ impl Reader<'_> {
     }
 
     fn report(&mut self, place: Place, gravity: Gravity, message: impl Into<String>) {
-        let mistake = Mistake { place, gravity, message: one_line(&message.into()) };
+        self.report_of(None, place, gravity, message);
+    }
+
+    fn report_of(&mut self, object: Option<ObjectRef>, place: Place, gravity: Gravity, message: impl Into<String>) {
+        let mistake = Mistake { place, gravity, message: one_line(&message.into()), object };
         if self.mistakes.len() < MAX_MISTAKES {
             self.mistakes.push(mistake);
         } else if gravity == Gravity::Broken && !is_broken(&self.mistakes) {
@@ -161,7 +168,7 @@ pub fn value(text: &str) -> Result<Value, Mistake> {
     let document = Document { text, lines_before: 0 };
     if text.len() > MAX_BYTES {
         let message = format!("{} bytes are more than the limit of {MAX_BYTES}", text.len());
-        return Err(Mistake { place: Place { line: 1, column: 1 }, gravity: Gravity::Broken, message });
+        return Err(Mistake { place: Place { line: 1, column: 1 }, gravity: Gravity::Broken, message, object: None });
     }
     Ok(document.read()?.map_or(Value::Null, |node| node.value.to_json()))
 }
@@ -235,7 +242,7 @@ impl Document<'_> {
         let text = self.text.lines().nth(usize::try_from(line - 1).unwrap_or(usize::MAX)).unwrap_or_default();
         let indentation = &text[..text.len() - text.trim_start().len()];
         let cure = if indentation.contains('\t') { ": indent with spaces, YAML does not allow tabs" } else { "" };
-        Mistake { place, gravity: Gravity::Broken, message: format!("{message}{cure}") }
+        Mistake { place, gravity: Gravity::Broken, message: format!("{message}{cure}"), object: None }
     }
 
     /// Hands the objects of this document to `reader`.
@@ -262,13 +269,14 @@ impl Document<'_> {
     }
 
     fn object(&self, node: &Spanned<Node>, value: Value, reader: &mut Reader<'_>) {
-        let what = describe(&value);
+        let (what, named) = (describe(&value), named(&value));
         match Object::from_value(value) {
             Ok((object, unknown)) => {
                 let reference = object.reference();
                 for field in unknown {
                     let message = format!("{reference}: unknown field {}: it has no effect", field.path);
-                    reader.report(
+                    reader.report_of(
+                        Some(reference.clone()),
                         self.place(node.value.find(&field.path).unwrap_or(node)),
                         Gravity::UnknownField,
                         message,
@@ -289,7 +297,7 @@ impl Document<'_> {
                     _ => Gravity::Broken,
                 };
                 let place = self.place(node.value.find(error.path()).unwrap_or(node));
-                reader.report(place, gravity, format!("{what}{error}"));
+                reader.report_of(named, place, gravity, format!("{what}{error}"));
             }
         }
     }
@@ -308,6 +316,17 @@ fn one_line(text: &str) -> String {
         escaped.into_iter().flatten().chain(is_visible.then_some(c))
     };
     text.chars().take(MAX_MESSAGE).flat_map(visible).collect()
+}
+
+/// The object that a value would be.
+fn named(value: &Value) -> Option<ObjectRef> {
+    let text = |value: &Value| value.as_str().filter(|text| text.len() <= 253).map(str::to_owned);
+    let kind = Kind::of(&text(&value["apiVersion"])?, &text(&value["kind"])?)?;
+    let namespace = match kind.is_namespaced() {
+        true => text(&value["metadata"]["namespace"]).unwrap_or_else(|| "default".to_owned()),
+        false => String::new(),
+    };
+    Some(ObjectRef::new(kind, namespace, text(&value["metadata"]["name"])?))
 }
 
 /// `Pod shop/cart: `, as far as it can be told.

@@ -28,6 +28,7 @@ use culvert_api::k8s_openapi::api::core::v1::ConfigMap;
 use culvert_api::names::annotation;
 use culvert_api::security::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
 use culvert_api::{Kind, Object, ObjectRef};
+use imbl::OrdMap;
 
 pub use destinations::Touched;
 pub use sandboxes::{Sandbox, SandboxVerdict};
@@ -54,6 +55,9 @@ pub enum Change {
     Upsert(Object),
     /// It is gone.
     Remove(ObjectRef),
+    /// What its source has to say of it, in the place of what it said before: that it cannot be read, say. The object
+    /// itself stays as it is.
+    Report(ObjectRef, Vec<Finding>),
 }
 
 /// The state of the mesh.
@@ -138,6 +142,10 @@ impl Mesh {
             match change {
                 Change::Upsert(object) => self.upsert(object, &mut found),
                 Change::Remove(object) => self.remove(object),
+                Change::Report(object, list) => {
+                    found.extend(list.iter().cloned());
+                    set_findings(&mut self.current.unread, object, list);
+                }
             }
         }
         if std::mem::take(&mut self.dirty.options) {
@@ -256,6 +264,7 @@ impl Mesh {
                 }
             }
         }
+        self.current.unread.remove(&object);
         self.set_findings(object, Vec::new());
     }
 
@@ -370,11 +379,7 @@ impl Mesh {
     }
 
     fn set_findings(&mut self, object: ObjectRef, findings: Vec<Finding>) {
-        if findings.is_empty() {
-            self.current.findings.remove(&object);
-        } else {
-            self.current.findings.insert(object, findings.into());
-        }
+        set_findings(&mut self.current.findings, object, findings);
     }
 
     /// Reads the options from the ConfigMap `culvert`, or else from Istio's own.
@@ -413,6 +418,7 @@ impl Mesh {
         self.current.version = old.current.version;
         self.current.options = Arc::new(options);
         self.current.findings = old.current.findings;
+        self.current.unread = old.current.unread;
         self.interner = old.interner;
         self.nodes = old.nodes;
         self.config_maps = old.config_maps;
@@ -454,6 +460,14 @@ impl Mesh {
             self.set_findings(reference, findings);
         }
         self.restore_routes(old.routes);
+    }
+}
+
+fn set_findings(of: &mut OrdMap<ObjectRef, Arc<[Finding]>>, object: ObjectRef, findings: Vec<Finding>) {
+    if findings.is_empty() {
+        of.remove(&object);
+    } else {
+        of.insert(object, findings.into());
     }
 }
 

@@ -89,6 +89,9 @@ fn by_cache(cache: Option<&MeshCache>, attachment: &Attachment, silence: &str, u
     if cache.pods.contains(&format!("{namespace}/{name}")) {
         return Err(refused("the pod was in the mesh when the agent last ran"));
     }
+    if cache.mixed.contains(namespace) {
+        return Err(refused("other pods of its namespace were in the mesh by their own labels, which it may have too"));
+    }
     let nobody: BTreeMap<String, String> = BTreeMap::new();
     match eligibility(&cache.rules, namespace, labels, &nobody, PodTraits::default()) {
         Err(why) => Ok(why),
@@ -149,8 +152,10 @@ mod tests {
             ("shop".to_owned(), labels("ambient")),
             ("out".to_owned(), BTreeMap::new()),
             ("kube-system".to_owned(), labels("ambient")),
+            ("mixed".to_owned(), BTreeMap::new()),
         ]);
-        let cache = MeshCache { namespaces, pods: ["out/labelled".to_owned()].into(), ..MeshCache::default() };
+        let pods = ["out/labelled".to_owned()].into();
+        let cache = MeshCache { namespaces, pods, mixed: ["mixed".to_owned()].into(), ..MeshCache::default() };
         let decide = |namespace: &str, name: &str| {
             by_cache(Some(&cache), &attachment(namespace, name), SILENCE, "the API server is away")
         };
@@ -160,6 +165,7 @@ mod tests {
             ("shop", "a", "was in the mesh"),
             ("unknown", "a", "not one that the agent knew"),
             ("out", "labelled", "the pod was in the mesh"),
+            ("mixed", "another", "by their own labels"),
         ] {
             let error = decide(namespace, name).unwrap_err();
             assert!(error.msg.contains(says) && error.msg.contains("culvert-node"), "{error}");

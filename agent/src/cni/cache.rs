@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use culvert_core::enrolment::EnrolmentRules;
+use culvert_core::enrolment::{EnrolmentRules, PodTraits, eligibility};
 use culvert_core::mesh::Snapshot;
+use culvert_core::workload::{Labels, Workload};
 use tokio::sync::watch;
 
 use super::state::MeshCache;
@@ -49,7 +50,16 @@ fn read(snapshot: &Snapshot, rules: &EnrolmentRules, node: &str) -> MeshCache {
         let labels = labels.iter().map(|(key, value)| (key.to_string(), value.to_string()));
         (name.to_string(), labels.collect())
     });
+    let nobody = Labels::default();
+    let is_mixed = |workload: &Workload| {
+        let labels = snapshot.namespace_labels(&workload.namespace);
+        let eligibility =
+            |of: &Labels| eligibility(rules, &workload.namespace, &labels.map(|l| &**l), of, PodTraits::default());
+        eligibility(&workload.labels).is_ok() && eligibility(&nobody).is_err()
+    };
+    let mixed = snapshot.workloads().filter(|workload| is_mixed(workload));
     MeshCache {
+        mixed: mixed.map(|workload| workload.namespace.to_string()).collect(),
         rules: rules.clone(),
         namespaces: namespaces.collect(),
         pods: snapshot.enrolled_pods_on(node).map(|pod| pod.workload.namespaced_name().to_string()).collect(),

@@ -24,6 +24,10 @@ pub(super) struct MeshCache {
     pub(super) namespaces: BTreeMap<String, BTreeMap<String, String>>,
     /// The pods of this node that were in the mesh, as `namespace/name`: their own labels may have put them there.
     pub(super) pods: BTreeSet<String>,
+    /// The namespaces outside of the mesh with pods, on whatever node, that their own labels put into it: a pod of one of
+    /// these that nobody knows yet may have the label too.
+    #[serde(default)]
+    pub(super) mixed: BTreeSet<String>,
 }
 
 impl MeshCache {

@@ -32,6 +32,17 @@ const FOREIGN_KERNELS: [(&str, &str); 8] = [
 /// And by how those begin.
 const FOREIGN_PREFIXES: [(&str, &str); 2] = [("qemu-system-", "Kata Containers"), ("runsc", "gVisor")];
 
+/// How RuntimeClasses of such kernels are called, by what their projects tell to call them: `gvisor`, `runsc`, `kata`,
+/// `kata-qemu`, `kata-clh`, …
+const FOREIGN_CLASSES: [(&str, &str); 3] = [("gvisor", "gVisor"), ("runsc", "gVisor"), ("kata", "Kata Containers")];
+
+/// Whose kernel a pod of this `runtimeClassName` will have, if that can be told by the name. Others are found by their
+/// processes once they run.
+pub(super) fn kernel_of_class(class: &str) -> Option<&'static str> {
+    let is_of = |name: &str| class.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'));
+    FOREIGN_CLASSES.iter().find(|(name, _)| is_of(name)).map(|(_, whose)| *whose)
+}
+
 /// What is known of a pod that is looked for.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wanted<'a> {
@@ -135,6 +146,21 @@ mod tests {
     use super::*;
 
     const UID: &str = "0a1b2c3d-1111-2222-3333-444455556666";
+
+    #[test]
+    fn runtime_classes_are_known_by_the_names_that_their_projects_give_them() {
+        for (class, whose) in [
+            ("gvisor", Some("gVisor")),
+            ("runsc-kvm", Some("gVisor")),
+            ("kata", Some("Kata Containers")),
+            ("kata-qemu-tdx", Some("Kata Containers")),
+            ("katamaran", None),
+            ("runc", None),
+            ("nvidia", None),
+        ] {
+            assert_eq!(kernel_of_class(class), whose, "{class}");
+        }
+    }
 
     /// A procfs of files: `(pid, cgroup, start, comm, namespace)`.
     fn proc(name: &str, processes: &[(u32, &str, u64, &str, &str)]) -> PathBuf {

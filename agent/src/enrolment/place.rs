@@ -29,6 +29,11 @@ pub(super) enum PlaceError {
          the mesh; run it with another runtimeClassName, or label it istio.io/dataplane-mode: none"
     )]
     ForeignKernel { process: String, whose: &'static str },
+    #[error(
+        "the pod's runtimeClassName {class:?} is that of {whose}, whose sockets are not the node's kernel's: it cannot be \
+         in the mesh; run it with another runtimeClassName, or label it istio.io/dataplane-mode: none"
+    )]
+    ForeignClass { class: String, whose: &'static str },
     #[error("{0}")]
     Redirect(#[from] EnrolError),
     #[error("the agent is stopping")]
@@ -43,6 +48,12 @@ pub(super) async fn prepare(
     uid: &str,
     pod: &PodEnrolment,
 ) -> Result<PreparedPod, PlaceError> {
+    // Before its sandbox is made nothing else tells.
+    if let Some(class) = &pod.runtime_class
+        && let Some(whose) = discovery::kernel_of_class(class)
+    {
+        return Err(PlaceError::ForeignClass { class: class.to_string(), whose });
+    }
     let mut refusal = None;
     if let Some(named) = &pod.netns {
         if let Some(runtime) = &pod.runtime_class {

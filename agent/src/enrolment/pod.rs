@@ -39,7 +39,9 @@ impl Failure {
     /// Whether it is because of how the pod is, and so not what every other pod of the node would fail by.
     fn is_of_the_pod(&self) -> bool {
         match self {
-            Self::Place(PlaceError::NoProcess { .. } | PlaceError::ForeignKernel { .. }) => true,
+            Self::Place(
+                PlaceError::NoProcess { .. } | PlaceError::ForeignKernel { .. } | PlaceError::ForeignClass { .. },
+            ) => true,
             Self::Place(PlaceError::Redirect(error)) | Self::Redirect(error) => error.is_of_the_pod(),
             Self::Place(PlaceError::Stopping) | Self::Certificate(_) | Self::Stopping => false,
         }
@@ -47,7 +49,7 @@ impl Failure {
 
     /// Whether trying again is of no use as long as the pod is as it is.
     fn is_final(&self) -> bool {
-        matches!(self, Self::Place(PlaceError::ForeignKernel { .. }))
+        matches!(self, Self::Place(PlaceError::ForeignKernel { .. } | PlaceError::ForeignClass { .. }))
     }
 }
 

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use culvert_api::ObjectRef;
 use culvert_api::yaml::{self, Gravity, Mistake, Place};
 use culvert_core::mesh::Change;
+use culvert_core::translate::Finding;
 
 use super::{FileStatus, LastGood, Status};
 
@@ -43,6 +44,8 @@ struct FileState {
     mistakes: Vec<Mistake>,
     /// Objects that another file holds already.
     duplicates: Vec<Mistake>,
+    /// Objects of which something is said to whoever reads the mesh.
+    reported: Vec<ObjectRef>,
     stale: bool,
     unknown: bool,
     put_off: u32,
@@ -166,8 +169,16 @@ impl Scanner {
         let mut sweep = Sweep { owners: HashMap::new(), let_go: Vec::new(), each, last_good, is_first };
         for ((path, metadata), look) in found {
             let state = match known.remove(&path) {
-                None => sweep.read_new(&path, &metadata),
-                Some(state) if look == Look::Now => sweep.read_again(&path, &metadata, state),
+                None => {
+                    let mut state = sweep.read_new(&path, &metadata);
+                    sweep.report(&path, &mut state);
+                    state
+                }
+                Some(state) if look == Look::Now => {
+                    let mut state = sweep.read_again(&path, &metadata, state);
+                    sweep.report(&path, &mut state);
+                    state
+                }
                 Some(mut state) => {
                     sweep.keep(&path, &mut state);
                     state
@@ -177,6 +188,9 @@ impl Scanner {
         }
         let is_smaller = !known.is_empty();
         for state in known.into_values() {
+            for object in state.reported {
+                (sweep.each)(Change::Report(object, Vec::new()));
+            }
             sweep.let_go(state.objects);
         }
         sweep.finish();
@@ -237,6 +251,29 @@ impl Sweep<'_> {
         self.take(path, good, state);
         state.mistakes = mistakes;
         state.stale = true;
+    }
+
+    /// Says of a file's objects what is wrong with them, and no longer what was.
+    fn report(&mut self, path: &Path, state: &mut FileState) {
+        let mut findings: BTreeMap<ObjectRef, Vec<Finding>> = BTreeMap::new();
+        for mistake in &state.mistakes {
+            let Some(object) = &mistake.object else { continue };
+            let message = format!("{}:{mistake}", path.display());
+            let finding = match mistake.gravity {
+                Gravity::Broken => Finding::error(object.clone(), "", message),
+                Gravity::UnknownField | Gravity::LeftOut => Finding::warning(object.clone(), "", message),
+            };
+            findings.entry(object.clone()).or_default().push(finding);
+        }
+        for object in std::mem::take(&mut state.reported) {
+            if !findings.contains_key(&object) {
+                (self.each)(Change::Report(object, Vec::new()));
+            }
+        }
+        for (object, list) in findings {
+            state.reported.push(object.clone());
+            (self.each)(Change::Report(object, list));
+        }
     }
 
     fn keep_good(&self, path: &Path, bytes: &[u8]) {
@@ -329,6 +366,7 @@ impl Sweep<'_> {
             place,
             gravity: Gravity::LeftOut,
             message: format!("{object} is in {} already, which counts: remove one", first.display()),
+            object: None,
         });
         false
     }
@@ -358,6 +396,7 @@ fn contents(path: &Path, metadata: &std::io::Result<Metadata>) -> Result<Vec<u8>
         place: Place { line: 1, column: 1 },
         gravity: Gravity::Broken,
         message: format!("cannot be read: {error}"),
+        object: None,
     };
     // Opening a FIFO would wait for its other end.
     if !metadata.as_ref().map_err(|error| unreadable(error))?.is_file() {

@@ -64,6 +64,7 @@ impl Seen {
                     self.0.insert(pod.metadata.name.unwrap(), account);
                 }
                 Change::Upsert(other) => panic!("{other:?}"),
+                Change::Report(..) => {}
                 Change::Remove(object) => {
                     self.0.remove(&*object.name).expect("removed what was there");
                 }
@@ -119,6 +120,48 @@ fn files_come_change_and_go() {
     scan(&mut scanner, &mut seen);
     assert!(seen.is(&[("a", "y"), ("f", "x")]), "{:?}", seen.0);
     assert!(look(&mut scanner).is_empty());
+}
+
+/// What is said of objects, by object: how many findings, and the first.
+fn reports(scanner: &mut Scanner) -> Vec<(String, usize, String)> {
+    let mut told = Vec::new();
+    loop {
+        for change in look(scanner) {
+            if let Change::Report(object, list) = change {
+                let first = list.first().map(ToString::to_string).unwrap_or_default();
+                told.push((object.to_string(), list.len(), first));
+            }
+        }
+        if !scanner.is_unsettled() {
+            return told;
+        }
+    }
+}
+
+#[test]
+fn what_is_wrong_with_an_object_is_said_of_it_until_it_is_mended_or_gone() {
+    let directory = TempDir::new("reports");
+    let mut scanner = Scanner::new(directory.0.clone());
+    let policy = |spec: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: p, namespace: shop}}\n\
+             spec: {spec}\n"
+        )
+    };
+    let name = "PeerAuthentication shop/p".to_owned();
+    directory.write("a.yaml", &policy("{mtsl: {mode: STRICT}}"));
+    let told = reports(&mut scanner);
+    assert_eq!((&told[0].0, told[0].1, told.len()), (&name, 1, 1));
+    assert!(told[0].2.starts_with("warning: ") && told[0].2.contains("unknown field spec.mtsl"), "{told:?}");
+    directory.write("a.yaml", &policy("{mtls: {mode: [STRICT]}}"));
+    let told = reports(&mut scanner);
+    assert!(told.len() == 1 && told[0].2.starts_with("error: ") && told[0].2.contains("a.yaml:4:"), "{told:?}");
+    directory.write("a.yaml", &policy("{mtls: {mode: STRICT}}"));
+    assert_eq!(reports(&mut scanner), [(name.clone(), 0, String::new())]);
+    directory.write("a.yaml", &policy("{mtsl: {mode: STRICT}}"));
+    assert_eq!(reports(&mut scanner).len(), 1);
+    directory.remove("a.yaml");
+    assert_eq!(reports(&mut scanner), [(name, 0, String::new())]);
 }
 
 #[test]

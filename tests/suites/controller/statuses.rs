@@ -40,6 +40,103 @@ metadata: {name: cart, namespace: policies}
 spec: {ports: [{port: 80}]}
 ";
 
+const ROUTES: &str = "\
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: web, namespace: routes}
+spec: {parentRefs: [{group: '', kind: Service, name: web, port: 80}, {name: ingress}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: GRPCRoute
+metadata: {name: rpc, namespace: routes}
+spec: {parentRefs: [{group: '', kind: Service, name: web}]}
+";
+
+/// A definition of the Gateway API without a schema, with a status of its own.
+fn definition(plural: &str, kind: &str) -> String {
+    json!({
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {
+            "name": format!("{plural}.gateway.networking.k8s.io"),
+            "annotations": { "api-approved.kubernetes.io": "https://github.com/kubernetes-sigs/gateway-api" },
+        },
+        "spec": {
+            "group": "gateway.networking.k8s.io", "scope": "Namespaced",
+            "names": { "plural": plural, "singular": kind.to_lowercase(), "kind": kind, "listKind": format!("{kind}List") },
+            "versions": [{
+                "name": "v1", "served": true, "storage": true, "subresources": { "status": {} },
+                "schema": { "openAPIV3Schema": { "type": "object", "x-kubernetes-preserve-unknown-fields": true } },
+            }],
+        },
+    })
+    .to_string()
+}
+
+#[test]
+fn routes_that_have_no_effect_say_so_to_each_parent_and_only_the_leader_writes() {
+    let installation = Installation::new("ca-routes");
+    let cluster = installation.cluster;
+    for (plural, kind) in [("gateways", "Gateway"), ("httproutes", "HTTPRoute"), ("grpcroutes", "GRPCRoute")] {
+        cluster.crds(&definition(plural, kind)).unwrap();
+    }
+    cluster.namespace("routes").unwrap();
+    cluster.apply(ROUTES).unwrap();
+    let path =
+        |plural: &str, name: &str| format!("/apis/gateway.networking.k8s.io/v1/namespaces/routes/{plural}/{name}");
+    // What another controller has said of its own parent stays.
+    let other = json!({"parentRef": {"name": "ingress"}, "controllerName": "example.org/other", "conditions": []});
+    let others = json!({"status": {"parents": [other]}});
+    cluster
+        .request("PATCH", &format!("{}/status", path("httproutes", "web")), Some(&others))
+        .unwrap()
+        .success()
+        .unwrap();
+    let since = cluster.audit().unwrap().len();
+    let replicas = [installation.start("one", &[]), installation.start("two", &[])];
+    let ours = |plural: &str, name: &str| -> Option<Value> {
+        let object = installation.object(&path(plural, name));
+        let parents = object["status"]["parents"].as_array()?;
+        let entry = parents.iter().find(|entry| entry["controllerName"] == "culvert.dev/mesh-controller")?;
+        let condition = &entry["conditions"][0];
+        let is_current = condition["observedGeneration"] == object["metadata"]["generation"];
+        is_current.then(|| condition.clone())
+    };
+    let await_message = |plural: &str, name: &str, text: &str| {
+        let found = eventually(LIMIT, &format!("{name}: {text}"), || {
+            ours(plural, name).filter(|found| found["message"].as_str().is_some_and(|message| message.contains(text)))
+        });
+        let found = found.unwrap_or_else(|error| panic!("{error}: {}", installation.object(&path(plural, name))));
+        assert_eq!((&found["type"], &found["status"]), (&json!("Accepted"), &json!("False")), "{found}");
+        assert_eq!(found["reason"], "NoMatchingParent", "{found}");
+    };
+    for (plural, name) in [("httproutes", "web"), ("grpcroutes", "rpc")] {
+        await_message(plural, name, "Service routes/web is not there");
+    }
+    let web = installation.object(&path("httproutes", "web"));
+    assert_eq!(web["status"]["parents"].as_array().map(Vec::len), Some(2), "{web}");
+    assert_eq!(web["status"]["parents"][0], other, "another controller's");
+
+    cluster.apply(&SERVICE.replace("cart", "web").replace("policies", "routes")).unwrap();
+    for (plural, name) in [("httproutes", "web"), ("grpcroutes", "rpc")] {
+        await_message(plural, name, "waypoint");
+    }
+    cluster.kubectl(&["-n", "routes", "label", "httproute", "web", "note=none"]).unwrap();
+    // The next generation is spoken of, though nothing else has changed.
+    let port = json!({"spec": {"parentRefs": [{"group": "", "kind": "Service", "name": "web", "port": 8080}]}});
+    cluster.request("PATCH", &path("httproutes", "web"), Some(&port)).unwrap().success().unwrap();
+    await_message("httproutes", "web", "waypoint");
+
+    // Two statuses, twice each, and one of them once more; by one of the two replicas.
+    let user = format!("system:serviceaccount:{}:culvert-controller", installation.namespace);
+    let requests = cluster.requests_of(&user, since).unwrap();
+    let is_write = |one: &&Request| one.verb == "patch" && one.resource.ends_with("routes/status");
+    assert_eq!(requests.iter().filter(is_write).count(), 5);
+    let leads = replicas.iter().map(|replica| replica.metric("culvert_controller_leader")).sum::<f64>();
+    assert_eq!(leads, 1.0);
+    replicas.into_iter().for_each(|replica| drop(replica.stop()));
+}
+
 #[test]
 fn what_is_not_supported_or_not_bound_is_said_once_and_followed() {
     let installation = Installation::new("ca-status");

@@ -196,7 +196,7 @@ fn what_is_touched_is_enough_to_follow_every_change() {
                 let name = meta.name.clone().unwrap_or_default();
                 Some(Change::Remove(culvert_api::ObjectRef::new(object.kind(), namespace, name)))
             }
-            Change::Remove(_) => None,
+            Change::Remove(_) | Change::Report(..) => None,
         })
         .collect();
     for change in changes.into_iter().chain(removals) {

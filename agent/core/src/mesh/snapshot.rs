@@ -44,6 +44,8 @@ pub struct Snapshot {
     pub(super) sandboxes: HashMap<WorkloadUid, SandboxVerdict>,
     pub(super) findings: OrdMap<ObjectRef, Arc<[Finding]>>,
     pub(super) whole: bool,
+    /// What the source says of objects that it cannot read, or of which nothing reads a field.
+    pub(super) unread: OrdMap<ObjectRef, Arc<[Finding]>>,
     pub(super) incomplete: Option<Arc<str>>,
 }
 
@@ -250,10 +252,12 @@ impl Snapshot {
         self.routes.get(key)
     }
 
-    /// What was found in the objects of the mesh, in each and in several together.
+    /// What was found in the objects of the mesh, in each and in several together, and what their source says of those
+    /// that it cannot read.
     pub fn findings(&self) -> impl Iterator<Item = (&ObjectRef, &Finding)> {
         let each = self.findings.values().flat_map(|findings| findings.iter());
         let together = self.route_findings.values().flat_map(|findings| findings.iter());
-        each.chain(together).map(|finding| (&finding.object, finding))
+        let unread = self.unread.values().flat_map(|findings| findings.iter());
+        each.chain(together).chain(unread).map(|finding| (&finding.object, finding))
     }
 }

@@ -93,6 +93,24 @@ fn pod(snapshot: &Snapshot, name: &str) -> Arc<Workload> {
 }
 
 #[test]
+fn what_a_source_says_of_an_object_lasts_until_it_says_otherwise_or_the_object_goes() {
+    let mut mesh = mesh(SHOP);
+    let object = ObjectRef::new(Kind::AuthorizationPolicy, "shop", "p");
+    let unreadable = || Finding::error(object.clone(), "spec.action", "not a string: it stays as it was");
+    mesh.apply([Change::Report(object.clone(), vec![unreadable()])]);
+    let expected = "error: AuthorizationPolicy shop/p: spec.action: not a string: it stays as it was";
+    assert_eq!(messages(&mesh.snapshot()), [expected]);
+    // Other options have everything worked out again.
+    mesh.apply(objects(&options("trustDomain: other")));
+    assert_eq!(messages(&mesh.snapshot()), [expected]);
+    mesh.apply([Change::Report(object.clone(), Vec::new())]);
+    assert!(messages(&mesh.snapshot()).is_empty());
+    mesh.apply([Change::Report(object.clone(), vec![unreadable()])]);
+    mesh.apply([Change::Remove(object)]);
+    assert!(messages(&mesh.snapshot()).is_empty());
+}
+
+#[test]
 fn a_pod_is_a_workload_with_its_identity_and_place() {
     let snapshot = mesh(SHOP).snapshot();
     let cart = pod(&snapshot, "cart-1");

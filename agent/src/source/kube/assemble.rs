@@ -3,8 +3,9 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use culvert_api::{Kind, Object, ObjectError, ObjectRef, trim};
+use culvert_api::{Kind, Object, ObjectError, ObjectRef, UnknownField, trim};
 use culvert_core::mesh::Change;
+use culvert_core::translate::Finding;
 use serde_json::Value;
 
 use super::ahead::Found;
@@ -14,6 +15,12 @@ use super::resource::Resource;
 use super::sink::Piece;
 use super::split::Cut;
 use super::status::Board;
+
+/// Kinds of which every field is kept, and so those that nothing reads can be told; AuthorizationPolicy, whose unknown
+/// fields have a meaning, tells of them where it is translated.
+const IS_WHOLE: [Kind; 3] = [Kind::PeerAuthentication, Kind::ServiceEntry, Kind::WorkloadEntry];
+/// How many such fields of an object are told.
+const MAX_UNKNOWN: usize = 16;
 
 /// Knows which objects there are, and tells what has changed.
 pub(super) struct Assembler {
@@ -221,7 +228,7 @@ impl Context<'_> {
             self.remove(&key);
         }
         for key in gone.rejected {
-            self.board.accept(&self.describe(&key));
+            self.accept(&key);
         }
         if !self.resource.is_listed {
             self.resource.is_listed = true;
@@ -251,14 +258,22 @@ impl Context<'_> {
         let (object, unknown) = Object::from_value(value).map_err(|error| unreadable(key, &error))?;
         let reference = object.reference();
         let key = key_of(&reference);
-        for field in unknown {
+        for field in &unknown {
             tracing::debug!("{reference}: {}: nothing reads this field", field.path);
         }
         let place = self.journal.as_mut().map(|journal| journal.put(&self.resource.name, &key, &json));
         if self.resource.entries.put(&key, digest, place.unwrap_or_default()) {
-            self.board.accept(&self.describe(&key));
+            self.accept(&key);
         }
         self.changes.push(Change::Upsert(object));
+        // What nothing reads of a policy is said where the policy is read.
+        if IS_WHOLE.contains(&reference.kind) {
+            let warning = |field: &UnknownField| {
+                Finding::warning(reference.clone(), field.path.clone(), "nothing reads this field: it has no effect")
+            };
+            let list = unknown.iter().take(MAX_UNKNOWN).map(warning).collect();
+            self.changes.push(Change::Report(reference.clone(), list));
+        }
         Ok(())
     }
 
@@ -273,7 +288,7 @@ impl Context<'_> {
         }
         let (was_there, was_rejected) = self.resource.entries.remove(&key);
         if was_rejected {
-            self.board.accept(&self.describe(&key));
+            self.accept(&key);
         }
         if was_there {
             self.remove(&key);
@@ -284,8 +299,7 @@ impl Context<'_> {
         if let Some(journal) = &mut self.journal {
             journal.remove(&self.resource.name, key);
         }
-        let (namespace, name) = key.split_once('/').unwrap_or(("", key));
-        self.changes.push(Change::Remove(ObjectRef::new(self.resource.kind, namespace, name)));
+        self.changes.push(Change::Remove(self.reference(key)));
     }
 
     fn reject(&mut self, unreadable: &Unreadable) {
@@ -297,7 +311,26 @@ impl Context<'_> {
             Some(key) => self.describe(key),
             None => format!("{} (one without a usable name)", self.resource.name),
         };
+        if let Some(key) = key
+            && self.resource.entries.is_rejected(key)
+        {
+            let reference = self.reference(key);
+            let message = format!("{message}: {becomes} until that is corrected");
+            let finding = Finding::error(reference.clone(), unreadable.field.clone(), message);
+            self.changes.push(Change::Report(reference, vec![finding]));
+        }
         self.board.reject(object, format!("{field}{message}: {becomes} until that is corrected"));
+    }
+
+    /// An object can be read again, or is gone.
+    fn accept(&mut self, key: &str) {
+        self.board.accept(&self.describe(key));
+        self.changes.push(Change::Report(self.reference(key), Vec::new()));
+    }
+
+    fn reference(&self, key: &str) -> ObjectRef {
+        let (namespace, name) = key.split_once('/').unwrap_or(("", key));
+        ObjectRef::new(self.resource.kind, namespace, name)
     }
 
     fn describe(&self, key: &str) -> String {
@@ -409,6 +442,7 @@ mod tests {
         match change {
             Change::Upsert(object) => format!("+{}", object.reference()),
             Change::Remove(object) => format!("-{object}"),
+            Change::Report(object, list) => format!("?{object} {}", list.len()),
         }
     }
 
@@ -473,13 +507,13 @@ mod tests {
         let mut listed = cuts(&[broken, nameless, json!(7), pod("b", "10.0.0.2", 3)]);
         listed.extend([deep, Cut::TooLarge]);
         let changes = fixture.take(fixture.pods, [Piece::Begin, Piece::Objects(listed), Piece::End]);
-        assert_eq!(changes, ["+Pod shop/b"]);
+        assert_eq!(changes, ["+Pod shop/b", "?Pod shop/a 1"]);
         let rejected = fixture.board.status().rejected;
         let line = &rejected["Pod shop/a"];
         assert!(line.starts_with("spec.containers: ") && line.contains("it stays as it was"), "{line}");
         assert_eq!(fixture.board.rejections(), 5);
         // Put right, and as it was before.
-        fixture.event("MODIFIED", pod("a", "10.0.0.1", 4));
+        assert_eq!(fixture.event("MODIFIED", pod("a", "10.0.0.1", 4)), ["+Pod shop/a", "?Pod shop/a 0"]);
         assert!(!fixture.board.status().rejected.contains_key("Pod shop/a"));
     }
 
@@ -488,11 +522,13 @@ mod tests {
         let mut fixture = fixture(None, None);
         let policy = |action: Value| json!({"metadata": {"name": "p", "namespace": "a"}, "spec": {"action": action}});
         let listed = Piece::Objects(cuts(&[policy(json!({"no": 1}))]));
-        assert!(fixture.take(fixture.policies, [Piece::Begin, listed, Piece::End]).is_empty());
+        let changes = fixture.take(fixture.policies, [Piece::Begin, listed, Piece::End]);
+        assert_eq!(changes, ["?AuthorizationPolicy a/p 1"]);
         let rejected = fixture.board.status().rejected;
         let line = &rejected["AuthorizationPolicy a/p"];
         assert!(line.starts_with("spec.action: ") && line.contains("it is left out"), "{line}");
-        fixture.take(fixture.policies, [Piece::Begin, Piece::End]);
+        let changes = fixture.take(fixture.policies, [Piece::Begin, Piece::End]);
+        assert_eq!(changes, ["?AuthorizationPolicy a/p 0"]);
         assert!(fixture.board.status().rejected.is_empty());
     }
 

@@ -93,6 +93,11 @@ impl Entries {
         self.rejected.remove(key).is_some()
     }
 
+    /// Whether `key` is noted as one that cannot be read; not all of very many are.
+    pub(super) fn is_rejected(&self, key: &str) -> bool {
+        self.rejected.contains_key(key)
+    }
+
     /// Notes that `key` cannot be read as it is now; whether it stays as it was, if it was anything.
     pub(super) fn reject(&mut self, key: &str) -> bool {
         if self.rejected.len() < MAX_REJECTED {
