@@ -24,6 +24,8 @@ const PAUSE_FIRST: Duration = Duration::from_millis(500);
 const PAUSE_LAST: Duration = Duration::from_secs(60);
 /// How many Events wait for the API server to come back.
 const MAX_EVENTS: usize = 256;
+/// How many failures of the API server end a round: it does not seem to be a matter of single objects.
+const MAX_FAILED: usize = 8;
 /// How often a refusal that does not change is logged.
 const REMIND: Duration = Duration::from_secs(600);
 
@@ -35,6 +37,8 @@ struct Known {
     wanted: Option<Option<&'static str>>,
     /// What it is, as far as it is known.
     written: Option<String>,
+    /// Whether the API server failed at it the last time: then others come first.
+    failed: bool,
 }
 
 impl Known {
@@ -47,6 +51,9 @@ impl Known {
 enum Undelivered {
     /// The API server is away, or busy: try again.
     Later(String),
+    /// It answered that it failed, at this object perhaps, as by a webhook that does not work: try again, but go on with
+    /// the others.
+    Failed(String),
     /// The pod is gone: nobody is to be told.
     Gone,
     /// It says no: trying again is of no use until something changes.
@@ -177,7 +184,7 @@ impl Worker {
                 Ok(list) => list,
                 Err(error) => {
                     return match classify(error, "list", "pods") {
-                        Undelivered::Later(why) => Err(why),
+                        Undelivered::Later(why) | Undelivered::Failed(why) => Err(why),
                         // Then each pod's is written, whether it changes or not.
                         Undelivered::Gone => Ok(()),
                         Undelivered::Never(why) => {
@@ -205,16 +212,31 @@ impl Worker {
         Ok(())
     }
 
-    /// Writes what is due, one after another, until something does not go through.
+    /// Writes what is due, one after another, until the API server is away.
     async fn deliver(&mut self) -> Result<(), String> {
-        let due: Vec<String> =
-            self.pods.iter().filter(|(_, known)| known.is_due()).map(|(uid, _)| uid.clone()).collect();
-        for uid in due {
+        let mut due: Vec<(bool, String)> = self
+            .pods
+            .iter()
+            .filter(|(_, known)| known.is_due())
+            .map(|(uid, known)| (known.failed, uid.clone()))
+            .collect();
+        due.sort_unstable();
+        let mut failures = Vec::new();
+        for (_, uid) in due {
+            if failures.len() == MAX_FAILED {
+                break;
+            }
             let Some(known) = self.pods.get(&uid) else { continue };
             let (Some(pod), Some(wanted)) = (known.pod.clone(), known.wanted) else { continue };
             match self.annotate(&uid, &pod, wanted).await {
                 Ok(()) => self.written(&uid, wanted),
                 Err(Undelivered::Later(why)) => return Err(why),
+                Err(Undelivered::Failed(why)) => {
+                    if let Some(known) = self.pods.get_mut(&uid) {
+                        known.failed = true;
+                    }
+                    failures.push(why);
+                }
                 Err(Undelivered::Gone) => {
                     self.pods.remove(&uid);
                 }
@@ -225,16 +247,28 @@ impl Worker {
                 }
             }
         }
-        while let Some(event) = self.events.front() {
+        for _ in 0..self.events.len() {
+            if failures.len() == MAX_FAILED {
+                break;
+            }
+            let Some(event) = self.events.front() else { break };
             let namespace = event.metadata.namespace.clone().unwrap_or_default();
             let api: Api<Event> = Api::namespaced(self.cluster.client(), &namespace);
             let result = in_time(api.create(&PostParams::default(), event)).await;
             match result.map_err(|error| classify(error, "create", "events.events.k8s.io")) {
                 Ok(_) | Err(Undelivered::Gone) => {}
                 Err(Undelivered::Later(why)) => return Err(why),
+                Err(Undelivered::Failed(why)) => {
+                    failures.push(why);
+                    self.events.rotate_left(1);
+                    continue;
+                }
                 Err(Undelivered::Never(why)) => self.remind(&why),
             }
             self.events.pop_front();
+        }
+        if let Some(why) = failures.pop() {
+            return Err(why);
         }
         if let Some(done) = self.farewell.take() {
             // Who has stopped waiting does not mind.
@@ -245,7 +279,10 @@ impl Worker {
 
     fn written(&mut self, uid: &str, value: Option<&'static str>) {
         match (self.pods.get_mut(uid), value) {
-            (Some(known), Some(value)) => known.written = Some(value.to_owned()),
+            (Some(known), Some(value)) => {
+                known.written = Some(value.to_owned());
+                known.failed = false;
+            }
             (Some(_), None) => {
                 self.pods.remove(uid);
             }
@@ -303,6 +340,10 @@ fn classify(failure: Failure, verb: &str, resource: &str) -> Undelivered {
         kube::Error::Api(status) if matches!(status.code, 404 | 409) => Undelivered::Gone,
         kube::Error::Api(status) if (400..500).contains(&status.code) && !matches!(status.code, 401 | 408 | 429) => {
             Undelivered::Never(line)
+        }
+        // 503 and 504 are of the API server as a whole, or of what is in front of it.
+        kube::Error::Api(status) if (500..600).contains(&status.code) && !matches!(status.code, 503 | 504) => {
+            Undelivered::Failed(line)
         }
         // It was done; what was said of it is of no interest.
         kube::Error::SerdeError(_) => Undelivered::Never(line),
@@ -437,6 +478,31 @@ mod tests {
         patches.sort();
         assert_eq!(patches.len(), 3, "{patches:?}");
         assert_eq!(patches.iter().filter(|patch| patch.contains("null")).count(), 2, "{patches:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_whose_annotation_cannot_be_written_holds_up_no_other() {
+        let (cluster, asked) = cluster(|method, path| match method {
+            "GET" => list(serde_json::json!([])),
+            _ if path.contains("/namespaces/broken/") => status(500),
+            _ => fine(),
+        });
+        let (sender, receiver) = mpsc::channel(16);
+        let worker = tokio::spawn(run(cluster, "n1".to_owned(), receiver));
+        for n in 0..10 {
+            let namespace = if n < 5 { "broken" } else { "shop" };
+            let pod = Some(NamespacedName::new(namespace, format!("p{n}")));
+            sender.send(Saying::Of { uid: n.to_string(), pod, said: Said::Enrolled }).await.unwrap();
+        }
+        tokio::time::sleep(Duration::from_secs(120)).await;
+        drop(sender);
+        worker.await.unwrap();
+        let asked = asked.lock().unwrap();
+        let sent = |method: &str, namespace: &str| {
+            asked.iter().filter(|(m, path, _)| m == method && path.contains(namespace)).count()
+        };
+        assert_eq!((sent("PATCH", "/shop/"), sent("POST", "/shop/")), (5, 5), "each once");
+        assert!(sent("PATCH", "/broken/") > 5 && sent("POST", "/broken/") > 5, "and the others are tried again");
     }
 
     #[tokio::test(start_paused = true)]

@@ -82,7 +82,10 @@ impl Journal {
         }
         let (file, contents) = match OpenOptions::new().read(true).append(true).open(path) {
             Ok(file) => match load(&file, cluster) {
-                Ok(contents) => (file, Ok(contents)),
+                Ok((contents, whole)) => {
+                    file.set_len(whole)?;
+                    (file, Ok(contents))
+                }
                 Err(why) => {
                     let line = format!("{}: {why}: it is not used, and begun anew", path.display());
                     (begin(path, cluster)?, Err(Some(line)))
@@ -273,8 +276,8 @@ fn checksum(payload: &[u8]) -> [u8; 8] {
     first
 }
 
-/// Reads the file; why it is of no use.
-fn load(file: &File, cluster: u64) -> Result<Contents, String> {
+/// Reads the file, and says how far it is whole; or why it is of no use.
+fn load(file: &File, cluster: u64) -> Result<(Contents, u64), String> {
     let metadata = file.metadata().map_err(|error| error.to_string())?;
     if metadata.len() > MAX_FILE {
         return Err(format!("more than {MAX_FILE} bytes"));
@@ -301,22 +304,30 @@ fn load(file: &File, cluster: u64) -> Result<Contents, String> {
     while at < metadata.len() {
         let mut size = [0; 4];
         let mut sum = [0; 8];
-        reader.read_exact(&mut size).map_err(|_| "truncated")?;
-        reader.read_exact(&mut sum).map_err(|_| "truncated")?;
+        // A frame that the power went out on is one that was not written yet.
+        if reader.read_exact(&mut size).and_then(|()| reader.read_exact(&mut sum)).is_err() {
+            break;
+        }
         let size = u32::from_le_bytes(size) as usize;
+        let end = at + (FRAME_HEAD + size) as u64;
         if size > MAX_PAYLOAD {
             return Err("corrupt".to_owned());
         }
+        if end > metadata.len() {
+            break;
+        }
         payload.resize(size, 0);
-        reader.read_exact(&mut payload).map_err(|_| "truncated")?;
+        reader.read_exact(&mut payload).map_err(|error| error.to_string())?;
         if checksum(&payload) != sum {
+            if end == metadata.len() {
+                break;
+            }
             return Err("corrupt".to_owned());
         }
-        at += FRAME_HEAD as u64;
-        replay(&payload, at, &mut contents).ok_or("corrupt")?;
-        at += size as u64;
+        replay(&payload, at + FRAME_HEAD as u64, &mut contents).ok_or("corrupt")?;
+        at = end;
     }
-    Ok(contents)
+    Ok((contents, at))
 }
 
 /// Takes in the records of a payload that begins at `at`.
@@ -410,20 +421,49 @@ mod tests {
     }
 
     #[test]
+    fn a_frame_that_was_half_written_counts_as_not_written() {
+        let directory = Directory::new("torn");
+        let (mut journal, _) = directory.open();
+        journal.put("pods", "a/x", br#"{"v":1}"#);
+        journal.flush();
+        let first = fs::read(directory.file()).unwrap().len();
+        journal.put("pods", "a/y", br#"{"v":2}"#);
+        journal.flush();
+        let whole = fs::read(directory.file()).unwrap();
+        let torn = (first..whole.len()).map(|end| whole[..end].to_vec());
+        // Or its length was written, and not what is in it.
+        let blank = (first + FRAME_HEAD..whole.len()).map(|from| {
+            let mut blank = whole.clone();
+            blank[from..].fill(0);
+            blank
+        });
+        for bytes in torn.chain(blank) {
+            fs::write(directory.file(), &bytes).unwrap();
+            let (mut journal, contents) = directory.open();
+            assert_eq!(contents.unwrap().objects["pods"].keys().collect::<Vec<_>>(), [&Box::from("a/x")]);
+            // What comes next is whole again.
+            journal.put("pods", "a/z", br#"{"v":3}"#);
+            journal.flush();
+            assert_eq!(directory.open().1.unwrap().objects["pods"].len(), 2);
+        }
+    }
+
+    #[test]
     fn a_file_that_is_not_whole_is_not_used() {
         let directory = Directory::new("broken");
         let (mut journal, _) = directory.open();
         journal.put("pods", "a/x", br#"{"v":1}"#);
+        journal.flush();
+        let first = fs::read(directory.file()).unwrap().len();
         journal.complete("pods");
         journal.flush();
         let whole = fs::read(directory.file()).unwrap();
-        for end in 0..whole.len() {
+        for end in 0..HEAD {
             fs::write(directory.file(), &whole[..end]).unwrap();
-            let (_, contents) = directory.open();
-            // Before the first frame there is nothing to lack.
-            assert_eq!(contents.is_ok(), end == HEAD, "{end} of {} bytes", whole.len());
+            assert!(directory.open().1.is_err(), "{end} of {} bytes", whole.len());
         }
-        for at in 0..whole.len() {
+        // A length that leads beyond the end cannot be told from a frame that was half written.
+        for at in (0..first).filter(|at| !(HEAD..HEAD + 4).contains(at)) {
             let mut broken = whole.clone();
             broken[at] ^= 0x41;
             fs::write(directory.file(), &broken).unwrap();
