@@ -8,7 +8,7 @@ use culvert_core::mesh::{Snapshot, Touched};
 use culvert_core::options::OutboundTrafficPolicy;
 use tokio::time::Instant;
 
-use crate::redirect::Redirect;
+use crate::redirect::{Redirect, WriteError};
 
 /// How long to wait after a failure before everything is written again.
 const RETRY: Duration = Duration::from_secs(30);
@@ -60,6 +60,8 @@ impl Destinations {
         self.state = match done {
             Ok(()) if needed => State::Complete,
             Ok(()) => State::Empty,
+            // It has taken charge meanwhile, and writes all of it.
+            Err(WriteError::NotInCharge(_)) => State::Unknown,
             Err(error) => {
                 tracing::error!(
                     %error,
@@ -80,13 +82,13 @@ impl Destinations {
             || snapshot.enrolled_pods_on(&self.node).any(|pod| pod.workload.outbound_rules.is_some())
     }
 
-    fn clear(&self) -> std::io::Result<()> {
+    fn clear(&self) -> Result<(), WriteError> {
         self.redirect.set_outbound(false, false)?;
         self.redirect.set_mesh_rules(&Default::default())?;
         self.redirect.replace_destinations([])
     }
 
-    fn write_all(&self, snapshot: &Snapshot) -> std::io::Result<()> {
+    fn write_all(&self, snapshot: &Snapshot) -> Result<(), WriteError> {
         let options = snapshot.options();
         // What is in the mesh before what may bypass around it.
         self.redirect.replace_destinations(snapshot.destinations())?;

@@ -14,6 +14,7 @@ mod cgroup;
 mod container;
 mod datagram;
 mod error;
+mod layouts;
 mod link;
 mod listen;
 mod netlink;
@@ -39,7 +40,7 @@ use ipnet::IpNet;
 
 use agents::Agents;
 pub use datagram::Replies;
-pub use error::{EnrolError, LoadError};
+pub use error::{EnrolError, LoadError, WriteError};
 use netns::Netns;
 pub use netns::{Family, PodNetns};
 use pins::Pins;
@@ -263,6 +264,20 @@ impl Redirect {
         self.shared.retain(keep)
     }
 
+    /// Whether programs of another version of Culvert, with another layout of maps, are still attached.
+    pub fn has_other_layouts(&self) -> bool {
+        self.shared.has_other_layouts()
+    }
+
+    /// Detaches them. Until then they refuse what they captured: to be called once every pod is taken in.
+    ///
+    /// # Errors
+    ///
+    /// [`EnrolError::NotInCharge`].
+    pub fn remove_other_layouts(&self) -> Result<(), EnrolError> {
+        self.shared.remove_other_layouts()
+    }
+
     /// The UIDs of the pods that are captured, by this agent or an earlier one.
     pub fn captured(&self) -> Vec<String> {
         self.shared.captured()
@@ -276,7 +291,7 @@ impl Redirect {
     pub fn update_destinations(
         &self,
         changes: impl IntoIterator<Item = (IpNet, Option<Destination>)>,
-    ) -> io::Result<()> {
+    ) -> Result<(), WriteError> {
         self.shared.update_destinations(&mut changes.into_iter())
     }
 
@@ -285,7 +300,7 @@ impl Redirect {
     /// # Errors
     ///
     /// The map is full, or could not be written.
-    pub fn replace_destinations(&self, all: impl IntoIterator<Item = (IpNet, Destination)>) -> io::Result<()> {
+    pub fn replace_destinations(&self, all: impl IntoIterator<Item = (IpNet, Destination)>) -> Result<(), WriteError> {
         self.shared.replace_destinations(&mut all.into_iter())
     }
 
@@ -295,7 +310,7 @@ impl Redirect {
     /// # Errors
     ///
     /// The map could not be written.
-    pub fn set_outbound(&self, complete: bool, registry_only: bool) -> io::Result<()> {
+    pub fn set_outbound(&self, complete: bool, registry_only: bool) -> Result<(), WriteError> {
         self.shared.set_outbound(complete, registry_only)
     }
 
@@ -304,7 +319,7 @@ impl Redirect {
     /// # Errors
     ///
     /// The maps are full, or could not be written.
-    pub fn set_mesh_rules(&self, rules: &Rules) -> io::Result<()> {
+    pub fn set_mesh_rules(&self, rules: &Rules) -> Result<(), WriteError> {
         self.shared.set_mesh_rules(rules)
     }
 
@@ -334,9 +349,7 @@ impl Redirect {
     ///
     /// What could not be undone; the rest was.
     pub fn uninstall(&self) -> Result<(), EnrolError> {
-        let result = self.shared.let_go(&|_| false);
-        self.shared.remove_pins();
-        result
+        self.shared.uninstall()
     }
 }
 

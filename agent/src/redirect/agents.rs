@@ -36,14 +36,14 @@ impl Agents {
 
     /// Exempts this agent's sockets from the hooks, and those of agents that are gone no longer.
     pub(super) fn enter(&self, maps: &mut Maps, pins: &Pins) -> io::Result<()> {
-        let _alone = lock(pins, FlockArg::LockExclusive)?;
+        let _alone = pins.lock(FlockArg::LockExclusive)?;
         self.forget_dead(maps)?;
         maps.agents.insert(self.own, WAITING, 0).map_err(map_error)
     }
 
     /// From here on pods are this agent's to take in and let go, and no longer another's.
     pub(super) fn take_charge(&self, maps: &mut Maps, pins: &Pins) -> io::Result<()> {
-        let _alone = lock(pins, FlockArg::LockExclusive)?;
+        let _alone = pins.lock(FlockArg::LockExclusive)?;
         self.forget_dead(maps)?;
         let last = turns(maps).into_iter().map(|(_, turn)| turn).max().unwrap_or_default();
         maps.agents.insert(self.own, last + 1, 0).map_err(map_error)
@@ -68,7 +68,7 @@ impl Agents {
 
     /// If pods are this agent's, sees to it that nobody else takes charge meanwhile.
     pub(super) fn hold_charge(&self, maps: &Maps, pins: &Pins) -> io::Result<Option<Held>> {
-        let held = lock(pins, FlockArg::LockShared)?;
+        let held = pins.lock(FlockArg::LockShared)?;
         Ok(self.is_in_charge(maps).then_some(Held(held)))
     }
 
@@ -116,12 +116,6 @@ fn in_charge(turns: &[(u64, u64)], mut is_alive: impl FnMut(u64) -> bool) -> Opt
 /// While it is there, charge stays where it is.
 #[derive(Debug)]
 pub(super) struct Held(#[expect(dead_code, reason = "unlocked when dropped")] Flock<File>);
-
-/// Two agents must not take the same turn.
-fn lock(pins: &Pins, how: FlockArg) -> io::Result<Flock<File>> {
-    let directory = File::open(pins.maps())?;
-    Flock::lock(directory, how).map_err(|(_, errno)| io::Error::from(errno))
-}
 
 /// The cgroup with this id.
 fn find(mount: &Path, id: u64) -> Option<PathBuf> {

@@ -82,6 +82,17 @@ pub enum LoadError {
     Object(String),
 }
 
+/// Why the programs cannot be told of destinations or rules.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// They are another agent's to write.
+    #[error(transparent)]
+    NotInCharge(#[from] EnrolError),
+    /// A map is full, or could not be written.
+    #[error(transparent)]
+    Map(#[from] io::Error),
+}
+
 /// Why a pod cannot be taken in, or let go.
 #[derive(Debug, thiserror::Error)]
 pub enum EnrolError {

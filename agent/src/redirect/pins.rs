@@ -12,6 +12,9 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::error::LoadError;
 
+/// What the name of a pin ends in before it takes the place of an earlier one.
+pub(super) const UNFINISHED: &str = "-new";
+
 /// The directories of this layout's pins.
 #[derive(Clone, Debug)]
 pub(super) struct Pins {
@@ -33,7 +36,25 @@ impl Pins {
         for path in [pins.maps(), pins.links(), pins.pods()] {
             fs::create_dir_all(&path).map_err(|error| wrong(format!("cannot create {}: {error}", path.display())))?;
         }
+        pins.lock(FlockArg::LockExclusive)
+            .and_then(|_alone| pins.share_agents())
+            .map_err(|error| wrong(format!("the agents of another version: {error}")))?;
         Ok(pins)
+    }
+
+    /// Keeps other agents, whatever their layout, from what is done meanwhile. Fails where the pins are gone: Culvert
+    /// has been uninstalled.
+    pub(super) fn lock(&self, how: FlockArg) -> io::Result<Flock<File>> {
+        fs::metadata(self.maps())?;
+        Flock::lock(File::open(&self.root)?, how).map_err(|(_, errno)| io::Error::from(errno))
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(super) fn version(&self) -> &Path {
+        &self.version
     }
 
     pub(super) fn maps(&self) -> PathBuf {
@@ -59,14 +80,11 @@ impl Pins {
         entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok().map(NetnsCookie)).collect()
     }
 
-    /// Removes the pins of other layouts, which this agent cannot read. Their links refuse what nobody listens for, so
-    /// this comes after this agent has taken in its own pods.
-    pub(super) fn remove_other_versions(&self) {
-        let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();
-        for entry in entries.filter(|entry| entry.path() != self.version) {
-            if entry.file_name().to_str().is_some_and(|name| name.starts_with('v')) {
-                remove_tree(&entry.path());
-            }
+    /// Removes pins that an agent was killed over before they had their names.
+    pub(super) fn remove_unfinished(&self) {
+        let entries = fs::read_dir(self.pods()).into_iter().flatten().flatten();
+        for entry in entries.filter(|entry| entry.file_name().to_str().is_some_and(|name| name.ends_with(UNFINISHED))) {
+            let _ = fs::remove_file(entry.path());
         }
     }
 
@@ -99,4 +117,24 @@ fn mount_bpffs(root: &Path) -> io::Result<()> {
     }
     drop(lock);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pin_that_was_never_finished_is_collected_and_the_others_stay() {
+        let root = std::env::temp_dir().join(format!("culvert-pins-{}", std::process::id()));
+        let pins = Pins { root: root.clone(), version: root.join("v0") };
+        fs::create_dir_all(pins.pods()).unwrap();
+        for name in ["17", "17-new", "18-new"] {
+            fs::write(pins.pods().join(name), []).unwrap();
+        }
+        pins.remove_unfinished();
+        let left: Vec<_> = fs::read_dir(pins.pods()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["17"]);
+        assert_eq!(pins.pinned_pods(), [NetnsCookie(17)]);
+        fs::remove_dir_all(root).unwrap();
+    }
 }

@@ -41,7 +41,7 @@ pub(super) enum Handle {
 }
 
 /// The maps of the agent that is in charge.
-struct InCharge<'a> {
+pub(super) struct InCharge<'a> {
     maps: MutexGuard<'a, Maps>,
     _held: Held,
 }
@@ -110,7 +110,7 @@ impl Shared {
     }
 
     /// The maps, where pods are this agent's; they stay so until they are given back.
-    fn lock_in_charge(&self) -> Result<InCharge<'_>, EnrolError> {
+    pub(super) fn lock_in_charge(&self) -> Result<InCharge<'_>, EnrolError> {
         let maps = self.lock();
         // Fails where the pins are gone: Culvert has been uninstalled.
         let held = self.agents.hold_charge(&maps, &self.pins).ok().flatten();
@@ -142,7 +142,8 @@ impl Shared {
 
         let mut maps = self.lock_in_charge()?;
         let before = maps.records.get(&cookie.0, 0).ok();
-        let captured = maps.pods.get(&cookie.0, 0).is_ok();
+        // Also by an agent of another layout: undone, its route would be missing where its marks still lead to.
+        let captured = maps.pods.get(&cookie.0, 0).is_ok() || self.pins.is_held_elsewhere(cookie);
         if let Some(other) = before.as_ref().map(to_spec).filter(|other| other.uid != pod.uid) {
             return Err(EnrolError::Shared { uid: pod.uid.clone(), other: other.uid });
         }
@@ -214,7 +215,9 @@ impl Shared {
         let mut maps = self.lock_in_charge()?;
         for (cookie, record) in records(&maps, |spec| spec.uid == uid) {
             let netns = self.netns_of(&to_spec(&record), cookie);
-            steps::release(&mut maps, cookie, netns.as_deref()).map_err(|error| undo_error(uid, &error))?;
+            steps::release(&mut maps, cookie, netns.as_deref())
+                .and_then(|()| self.pins.take_from_others(cookie))
+                .map_err(|error| undo_error(uid, &error))?;
         }
         Ok(())
     }
@@ -226,20 +229,25 @@ impl Shared {
     }
 
     pub(super) fn retain(&self, keep: &dyn Fn(&str) -> bool) -> Result<(), EnrolError> {
-        drop(self.lock_in_charge()?);
-        self.let_go(keep)
+        self.let_go(&mut *self.lock_in_charge()?, keep)
     }
 
-    /// [`Self::retain`], whoever is in charge.
-    pub(super) fn let_go(&self, keep: &dyn Fn(&str) -> bool) -> Result<(), EnrolError> {
-        let mut maps = self.lock();
+    /// [`Self::retain`] of nothing, whoever is in charge, and then the programs go as well.
+    pub(super) fn uninstall(&self) -> Result<(), EnrolError> {
+        let result = self.let_go(&mut self.lock(), &|_| false);
+        self.pins.remove_others();
+        self.pins.remove_all();
+        result
+    }
+
+    fn let_go(&self, maps: &mut Maps, keep: &dyn Fn(&str) -> bool) -> Result<(), EnrolError> {
         let mut result = Ok(());
-        for (cookie, record) in records(&maps, |_| true) {
+        for (cookie, record) in records(maps, |_| true) {
             let spec = to_spec(&record);
             if keep(&spec.uid) && self.is_there(&spec, cookie) {
                 continue;
             }
-            if let Err(error) = self.leave(&mut maps, cookie, record) {
+            if let Err(error) = self.leave(maps, cookie, record) {
                 result = Err(error);
             }
         }
@@ -248,7 +256,7 @@ impl Shared {
                 let _ = programs::detach_pod(&self.pins, cookie);
             }
         }
-        self.pins.remove_other_versions();
+        self.pins.remove_unfinished();
         result
     }
 
@@ -258,8 +266,14 @@ impl Shared {
         captured.map(|(_, record)| to_spec(&record).uid).collect()
     }
 
-    pub(super) fn remove_pins(&self) {
-        self.pins.remove_all();
+    pub(super) fn has_other_layouts(&self) -> bool {
+        !self.pins.others().is_empty()
+    }
+
+    pub(super) fn remove_other_layouts(&self) -> Result<(), EnrolError> {
+        let _held = self.lock_in_charge()?;
+        self.pins.remove_others();
+        Ok(())
     }
 
     /// The pod's network namespace, if it is still the one that was enrolled.
@@ -300,7 +314,8 @@ impl Shared {
         let present = Vec::new();
         let mut steps = Steps { maps, pins, constants, cookie, record, rules: None, netns, present, listeners: None };
         let result = steps.run(enrolment, true);
-        result.map_err(|(_, error)| undo_error(&to_spec(&record).uid, &error))
+        let elsewhere = self.pins.take_from_others(cookie).map_err(|error| undo_error(&to_spec(&record).uid, &error));
+        elsewhere.and(result.map_err(|(_, error)| undo_error(&to_spec(&record).uid, &error)))
     }
 }
 
@@ -324,6 +339,12 @@ impl Preparation {
             uid: to_spec(&self.record).uid,
             step,
             reason: error.to_string(),
+        })?;
+        // Until then it is refused by the programs of another layout that captured it before.
+        shared.pins.take_from_others(self.netns.cookie()).map_err(|error| EnrolError::Step {
+            uid: to_spec(&self.record).uid,
+            step: Step::Commit,
+            reason: format!("what another version of Culvert left in {} stays: {error}", shared.pins.root().display()),
         })?;
         shared.held().insert(self.netns.cookie(), self.netns.clone());
         Ok(())

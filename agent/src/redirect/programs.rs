@@ -15,13 +15,14 @@ use aya::sys::SyscallError;
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use culvert_core::address::NetnsCookie;
 use culvert_ebpf_common::{AddressKey, Ip, ListenerKey, Pod, PodRecord, PortKey, RuleKey, Settings};
+use nix::fcntl::FlockArg;
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::chroot;
 
 use super::error::LoadError;
 use super::link;
 use super::netns::Netns;
-use super::pins::Pins;
+use super::pins::{Pins, UNFINISHED};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("CULVERT_EBPF_OBJECT"));
 
@@ -73,6 +74,8 @@ pub(super) fn attach_node(
     pods: &Path,
     cgroup_mount: &Path,
 ) -> Result<Maps, LoadError> {
+    // Agents that start together would take each other's unfinished pins away.
+    let _alone = pins.lock(FlockArg::LockExclusive).map_err(pin_error(pins))?;
     let mut ebpf = load(pins, constants, NetnsCookie(0)).map_err(object_error)?;
     // The one that needs the newest kernel first: nothing is attached when it cannot be loaded.
     let arrive: &mut SkLookup = program(&mut ebpf, ARRIVE.program)?;
@@ -158,7 +161,7 @@ fn pin(link: FdLink, path: &Path) -> io::Result<()> {
 fn replace(path: &Path, pin: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
     // No dot: bpffs keeps such names for itself.
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let new = path.with_file_name(format!("{name}-new"));
+    let new = path.with_file_name(format!("{name}{UNFINISHED}"));
     let _ = fs::remove_file(&new);
     pin(&new)?;
     fs::rename(&new, path)

@@ -14,6 +14,7 @@ use culvert_ebpf_common::{Destination as Class, Ip, PortKey, RuleKey, Settings};
 use ipnet::IpNet;
 use serde::Serialize;
 
+use super::error::WriteError;
 use super::pods::Shared;
 use super::programs::Maps;
 use super::record::to_key;
@@ -34,8 +35,8 @@ impl Shared {
     pub(super) fn update_destinations(
         &self,
         changes: &mut dyn Iterator<Item = (IpNet, Option<Destination>)>,
-    ) -> io::Result<()> {
-        let mut maps = self.lock();
+    ) -> Result<(), WriteError> {
+        let mut maps = self.lock_in_charge()?;
         for (network, destination) in changes {
             match destination {
                 Some(destination) => insert(&mut maps, network, destination)?,
@@ -45,8 +46,11 @@ impl Shared {
         Ok(())
     }
 
-    pub(super) fn replace_destinations(&self, all: &mut dyn Iterator<Item = (IpNet, Destination)>) -> io::Result<()> {
-        let mut maps = self.lock();
+    pub(super) fn replace_destinations(
+        &self,
+        all: &mut dyn Iterator<Item = (IpNet, Destination)>,
+    ) -> Result<(), WriteError> {
+        let mut maps = self.lock_in_charge()?;
         let mut stale: HashSet<(u32, Ip)> =
             maps.destinations.keys().filter_map(Result::ok).map(|key| (key.prefix_len(), key.data())).collect();
         for (network, destination) in all {
@@ -54,23 +58,26 @@ impl Shared {
             stale.remove(&(key.prefix_len(), key.data()));
             insert(&mut maps, network, destination)?;
         }
-        stale.into_iter().try_for_each(|(length, ip)| absent_is_fine(maps.destinations.remove(&Key::new(length, ip))))
+        for (length, ip) in stale {
+            absent_is_fine(maps.destinations.remove(&Key::new(length, ip)))?;
+        }
+        Ok(())
     }
 
-    pub(super) fn set_outbound(&self, complete: bool, registry_only: bool) -> io::Result<()> {
-        let mut maps = self.lock();
+    pub(super) fn set_outbound(&self, complete: bool, registry_only: bool) -> Result<(), WriteError> {
+        let mut maps = self.lock_in_charge()?;
         let kept = settings(&maps).flags & Settings::RULES;
         let flag = |is_set, flag| if is_set { flag } else { 0 };
         let flags = kept | flag(complete, Settings::COMPLETE) | flag(registry_only, Settings::REGISTRY_ONLY);
-        maps.settings.set(0, Settings { flags }, 0).map_err(map_error)
+        Ok(maps.settings.set(0, Settings { flags }, 0).map_err(map_error)?)
     }
 
-    pub(super) fn set_mesh_rules(&self, rules: &Rules) -> io::Result<()> {
-        let mut maps = self.lock();
+    pub(super) fn set_mesh_rules(&self, rules: &Rules) -> Result<(), WriteError> {
+        let mut maps = self.lock_in_charge()?;
         set_rules(&mut maps, RuleKey::EVERYONE, rules)?;
         let others = settings(&maps).flags & !Settings::RULES;
         let flags = if rules.is_empty() { others } else { others | Settings::RULES };
-        maps.settings.set(0, Settings { flags }, 0).map_err(map_error)
+        Ok(maps.settings.set(0, Settings { flags }, 0).map_err(map_error)?)
     }
 
     pub(super) fn outbound(&self) -> OutboundReport {
