@@ -5,28 +5,37 @@
 
 mod announce;
 mod discovery;
+mod identities;
 mod place;
 mod pod;
 mod pods;
 mod report;
+mod tasks;
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::time::Duration;
 
 use culvert_core::identity::Identity;
 use culvert_core::mesh::{PodEnrolment, Snapshot};
 use culvert_core::workload::WorkloadUid;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 
 pub use announce::{Announcer, Said};
+pub use identities::Identities;
 pub use pods::Pods;
 pub use report::{PodState, States};
+use tasks::{Ended, Tasks};
 
 use crate::charge::Turn;
 use crate::identity::CertificateStore;
 use crate::redirect::{EnrolError, Listeners, PodNetns, Redirect};
+
+/// How long a pod whose task died waits for another.
+const AGAIN: Duration = Duration::from_secs(10);
+/// How often it is looked whether every pod has been taken over from another version.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// A pod whose traffic is about to be captured.
 pub struct ProxyPod {
@@ -67,26 +76,15 @@ pub struct Context<P> {
     pub pods: Option<Pods>,
     /// Whether the node's pods are this agent's.
     pub turns: watch::Receiver<Turn>,
-    /// How many enrolled pods have each identity: the last to leave takes its certificate along.
+    /// How many pods have each identity.
     pub identities: Identities,
 }
 
-/// Counts the pods of each identity.
-#[derive(Debug, Default)]
-pub struct Identities(Mutex<HashMap<Arc<Identity>, usize>>);
-
-impl Identities {
-    fn add(&self, identity: &Arc<Identity>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(identity.clone()).or_default() += 1;
-    }
-
-    /// Whether that was the last.
-    fn remove(&self, identity: &Arc<Identity>) -> bool {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(count) = counts.get_mut(identity) else { return false };
-        *count = count.saturating_sub(1);
-        *count == 0 && counts.remove(identity).is_some()
-    }
+/// The task of one pod, and what it is told.
+struct Life {
+    wish: watch::Sender<Option<Arc<PodEnrolment>>>,
+    /// What the pod was last wished for as.
+    last: Arc<PodEnrolment>,
 }
 
 /// Takes in and lets go the pods of `node`, following `snapshots`, until their sender goes. The pods stay enrolled
@@ -97,9 +95,10 @@ pub async fn run<P: ProxyControl>(
     node: String,
     context: Arc<Context<P>>,
 ) {
-    let mut lives: HashMap<String, watch::Sender<Option<Arc<PodEnrolment>>>> = HashMap::new();
-    let mut tasks: JoinSet<String> = JoinSet::new();
+    let mut lives: HashMap<String, Life> = HashMap::new();
+    let mut tasks = Tasks::default();
     let mut strangers = Strangers::Unknown;
+    let mut is_upgrade = context.redirect.has_other_layouts();
     loop {
         let (wanted, is_whole): (HashMap<String, Arc<PodEnrolment>>, bool) = {
             let snapshot = snapshots.borrow_and_update();
@@ -121,14 +120,15 @@ pub async fn run<P: ProxyControl>(
         };
         for (uid, life) in &lives {
             if !wanted.contains_key(uid) {
-                life.send_replace(None);
+                life.wish.send_replace(None);
             }
         }
         for (uid, pod) in wanted {
-            match lives.get(&uid) {
+            match lives.get_mut(&uid) {
                 // Only a change wakes the task; a life that is ending takes the pod up again.
                 Some(life) => {
-                    life.send_if_modified(|known| {
+                    life.last = pod.clone();
+                    life.wish.send_if_modified(|known| {
                         let changed = known.as_ref().is_none_or(|known| !Arc::ptr_eq(known, &pod));
                         *known = Some(pod.clone());
                         changed
@@ -138,23 +138,49 @@ pub async fn run<P: ProxyControl>(
                     // Before anyone can ask whether the agent is ready, not when the task gets to run.
                     let name = pod.workload.namespaced_name();
                     context.states.set(&uid, &name, PodState::Pending, pod.netns.clone());
-                    let (life, wishes) = watch::channel(Some(pod));
-                    lives.insert(uid.clone(), life);
-                    tasks.spawn(pod::live(context.clone(), uid, wishes));
+                    let (wish, wishes) = watch::channel(Some(pod.clone()));
+                    lives.insert(uid.clone(), Life { wish, last: pod });
+                    tasks.spawn(uid.clone(), pod::live(context.clone(), uid, wishes, None));
                 }
             }
         }
         context.states.set_considered();
+        if is_upgrade && matches!(strangers, Strangers::Forgotten) && context.states.are_all_enrolled() {
+            is_upgrade = !remove_other_layouts(&context).await;
+        }
         tokio::select! {
+            () = tokio::time::sleep(LOOK), if is_upgrade => {}
             changed = snapshots.changed() => if changed.is_err() { return },
-            Some(ended) = tasks.join_next() => match ended {
-                Ok(uid) => {
+            Some(ended) = tasks.ended() => match ended {
+                Ended::Gone(uid) => {
                     lives.remove(&uid);
                 }
-                Err(error) => tracing::error!(%error, "the task of a pod died; the pod stays as it is"),
+                Ended::Died(uid) => {
+                    let Some(life) = lives.get(&uid) else { continue };
+                    let (name, pod) = (life.last.workload.namespaced_name(), life.last.clone());
+                    let why = "its task died, which is a bug; it is tried again".to_owned();
+                    context.states.set(&uid, &name, PodState::Failed(why), pod.netns.clone());
+                    let (context, own, wishes) = (context.clone(), uid.clone(), life.wish.subscribe());
+                    tasks.spawn(uid, async move {
+                        tokio::time::sleep(AGAIN).await;
+                        // It may have been taken in: it is let go, or taken in anew over what it was.
+                        pod::live(context, own, wishes, Some(pod)).await;
+                    });
+                }
             },
         }
     }
+}
+
+/// Detaches what another version left, which refuses the pods that are not this agent's yet; says whether it has.
+async fn remove_other_layouts<P: ProxyControl>(context: &Context<P>) -> bool {
+    let redirect = context.redirect.clone();
+    let removed = tokio::task::spawn_blocking(move || redirect.remove_other_layouts()).await;
+    let is_done = matches!(removed, Ok(Ok(())));
+    if is_done {
+        tracing::info!("the programs of another version of Culvert are detached: this one has every pod");
+    }
+    is_done
 }
 
 /// What has become of the pods that an earlier agent enrolled and that are not wanted now.

@@ -27,6 +27,8 @@ use crate::telemetry::logging::LogHandle;
 use crate::telemetry::{AccessLog, Kind, Sample, Telemetry};
 use crate::workers::Workers;
 
+/// When charge of the node's pods is tried for again after it could not be taken.
+const CHARGE_AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
 /// How long an agent that ends waits for them to be written.
 const SAVE_WITHIN: std::time::Duration = std::time::Duration::from_secs(2);
 
@@ -164,7 +166,7 @@ impl Node {
             charge: charge.clone(),
         };
         tokio::spawn(follow_objects(self.source, told, state, mesh, snapshots, loaded, followers));
-        tokio::spawn(follow_trust(self.certificates.clone(), proxies.clone()));
+        let trust = tokio::spawn(follow_trust(self.certificates.clone(), proxies.clone()));
         let following = tokio::spawn(charge.clone().follow());
         let pods = self.cluster.clone().map(Pods::new);
         let announcer = match &self.cluster {
@@ -220,8 +222,11 @@ impl Node {
                 enrolment::run(followed, node_name, Arc::new(context)).await;
             }
         };
+        let mut failure = None;
         tokio::select! {
             () = enrolment => {}
+            // Nobody would end what is revoked.
+            _ = trust => failure = Some(anyhow::anyhow!("the task that follows revocations ended, which is a bug")),
             () = stop => tracing::info!("stopping: connections may finish"),
             _ = quitting.recv() => tracing::info!("stopping on request: connections may finish"),
         }
@@ -253,7 +258,7 @@ impl Node {
         }
         self.redirect.retire();
         self.telemetry.access_log().flush(std::time::Duration::from_secs(1));
-        Ok(())
+        failure.map_or(Ok(()), Err)
     }
 }
 
@@ -310,6 +315,7 @@ async fn follow_objects(
                 waiting.extend(seen);
                 Vec::new()
             }
+            () = tokio::time::sleep(CHARGE_AGAIN), if settled && turns.borrow().taken == 0 => Vec::new(),
             // The programs are told everything anew by who is in charge.
             _ = taken_after(&mut turns, told_in) => Vec::new(),
         };
@@ -322,7 +328,7 @@ async fn follow_objects(
         if turns.borrow().taken == 0
             && let Err(error) = charge.take().await
         {
-            tracing::error!(%error, "cannot take charge of this node's pods; trying again with the next change");
+            tracing::error!(%error, "cannot take charge of this node's pods; trying again in a moment");
             continue;
         }
         let snapshot = state.publish();

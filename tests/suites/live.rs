@@ -14,7 +14,7 @@ use culvert_tests::objects::{self, authorization_policy};
 use culvert_tests::{Pod, eventually};
 use support::authority::Authority;
 use support::echo::{self, Echo};
-use support::peer::{DATA, END_STREAM, GOAWAY, HEADERS, Raw, connect, connect_frame, frame, status, tls};
+use support::peer::{DATA, END_STREAM, GOAWAY, HEADERS, Raw, connect, connect_frame, frame, plain, status, tls};
 use support::{LIMIT, Mesh};
 
 const HBONE: u16 = 15008;
@@ -159,6 +159,79 @@ fn a_revoked_certificate_loses_its_connections_and_gets_no_others() {
     kept.send(&frame(DATA, END_STREAM, 1, b"kept")).unwrap();
     assert!(kept.wait_for(|frame| frame.kind == DATA).unwrap().payload.starts_with(b"kept"));
     echo::ping(&mut own).unwrap();
+}
+
+#[test]
+fn connections_of_a_proxy_that_was_replaced_stay_subject_to_policies_and_revocation() {
+    let scene = Scene::new();
+    let door = SocketAddr::new(scene.target.ip(), HBONE);
+    let (bad, good) = (scene.mesh.authority.issue(PEER).unwrap(), scene.mesh.authority.issue(PEER).unwrap());
+    let (mut revoked, mut client, mut other) = (scene.tunnel(&bad), scene.open("client"), scene.open("other"));
+    // Its handshake is still to come when the proxy is replaced.
+    let slow = plain(&scene.pod("peer").place(), door).unwrap();
+    let enrolled = || scene.mesh.agent.log().matches("enrolled").count();
+    let before = enrolled();
+    let pods = scene.mesh.topology.pods().iter().filter(|pod| pod.node() == "n1");
+    let changed = pods.map(|pod| {
+        let yaml = objects::pod(pod, pod.name());
+        yaml.replace("annotations:\n", "annotations:\n    ambient.istio.io/dns-capture: \"false\"\n")
+    });
+    scene.mesh.directory.write("pods", &changed.collect::<Vec<_>>()).unwrap();
+    eventually(LIMIT, "the pods to be taken in anew", || (enrolled() >= before + 3).then_some(())).unwrap();
+
+    let mut late = Raw::over(slow, door, &tls(Some(&good)).unwrap()).unwrap();
+    late.wait_for(|frame| frame.kind == GOAWAY).unwrap();
+    assert!(scene.can_connect("client") && scene.can_connect("other"));
+    echo::ping(&mut client).unwrap();
+    let report = scene.mesh.agent.admin("/connections").unwrap().body;
+    assert!(report.contains(&client.local_addr().unwrap().to_string()), "{report}");
+
+    scene.mesh.authority.revoke(&bad).unwrap();
+    assert!(revoked.ends());
+    scene.says("the peer's certificate was revoked");
+    scene.mesh.directory.write("policies", &[Scene::deny("client")]).unwrap();
+    let took = time_to_end(&mut client, LIMIT);
+    assert!(took < SECOND, "{took:?}");
+    echo::ping(&mut other).unwrap();
+}
+
+#[test]
+fn an_upgrade_to_another_layout_of_maps_leaves_no_pod_in_clear_however_long_it_takes() {
+    let mut scene = Scene::new();
+    scene.mesh.directory.write("peer-authentication", &[objects::peer_authentication("shop", "PERMISSIVE")]).unwrap();
+    eventually(SECOND, "plaintext to be allowed", || scene.can_connect("peer").then_some(())).unwrap();
+    let pods = |mesh: &Mesh, misled: &str| {
+        let pods = mesh.topology.pods().iter().filter(|pod| pod.node() == "n1").map(|pod| {
+            let yaml = objects::pod(pod, pod.name());
+            match pod.name() == misled {
+                true => yaml.replace(&pod.netns().path().display().to_string(), "/run/netns/nowhere"),
+                false => yaml,
+            }
+        });
+        mesh.directory.write("pods", &pods.collect::<Vec<_>>())
+    };
+    let pins = scene.mesh.topology.scope().pin_directory("n1").unwrap();
+    let layouts = || fs::read_dir(&pins).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+    let restarted = scene.mesh.restart_agent_after(|mesh| {
+        let [own] = &layouts()[..] else { panic!("{:?}", layouts()) };
+        // As a version of another layout would have left it.
+        fs::rename(own, pins.join("v0"))?;
+        pods(mesh, "other")
+    });
+    restarted.unwrap_or_else(|error| panic!("{error:#}\n{}", scene.mesh.agent.log()));
+    scene.says("cannot be enrolled: ");
+    // What is taken in is served, tunnels of the agent's own included, though the old programs are still attached.
+    eventually(LIMIT, "the client to be served", || scene.can_connect("client").then_some(()))
+        .unwrap_or_else(|error| panic!("{error:#}\n{}", scene.mesh.agent.log()));
+    // What is not is refused as by a dead agent; in clear it would be let in.
+    assert!(!scene.can_connect("other"));
+    assert_eq!(layouts().len(), 2);
+
+    pods(&scene.mesh, "").unwrap();
+    eventually(LIMIT, "the last pod to be served", || scene.can_connect("other").then_some(()))
+        .unwrap_or_else(|error| panic!("{error:#}\n{}", scene.mesh.agent.log()));
+    eventually(LIMIT, "the old programs to be detached", || (layouts().len() == 1).then_some(())).unwrap();
+    assert!(scene.can_connect("client") && scene.can_connect("other"));
 }
 
 #[test]

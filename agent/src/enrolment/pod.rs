@@ -6,6 +6,7 @@ use std::time::Duration;
 use culvert_core::mesh::PodEnrolment;
 use tokio::sync::watch;
 
+use super::identities::Needed;
 use super::place::{self, PlaceError};
 use super::{Context, PodState, ProxyControl, ProxyPod, Said};
 use crate::charge::taken_after;
@@ -53,15 +54,17 @@ impl Failure {
     }
 }
 
-/// Takes the pod in when it is wished for, follows its changes, and lets it go. Returns the pod's uid when it is gone.
+/// Takes the pod in when it is wished for, follows its changes, and lets it go. Returns when it is gone. `held` is what
+/// it may have been taken in as already.
 pub(super) async fn live<P: ProxyControl>(
     context: Arc<Context<P>>,
     uid: String,
     mut wishes: watch::Receiver<Option<Arc<PodEnrolment>>>,
-) -> String {
+    mut held: Option<Arc<PodEnrolment>>,
+) {
     let mut pause = RETRY_FIRST;
-    // What the pod was taken in as.
-    let mut held: Option<Arc<PodEnrolment>> = None;
+    // Before its certificate is asked for, or who leaves meanwhile would take it along; and until the pod is gone.
+    let mut needed: Vec<Needed> = Vec::new();
     let mut turns = context.turns.clone();
     loop {
         let taken = turns.borrow_and_update().taken;
@@ -70,7 +73,7 @@ pub(super) async fn live<P: ProxyControl>(
             let Some(pod) = held.take() else {
                 context.states.remove(&uid);
                 context.announcer.say(&uid, None, Said::Left);
-                return uid;
+                return;
             };
             leave(&context, &uid, &pod).await;
             tracing::info!(pod = %pod.workload.namespaced_name(), "left the mesh");
@@ -79,15 +82,22 @@ pub(super) async fn live<P: ProxyControl>(
         let name = pod.workload.namespaced_name();
         let report = |state: PodState| context.states.set(&uid, &name, state, pod.netns.clone());
         report(PodState::Pending);
+        let identity = &pod.workload.identity;
+        needed.retain(|needed| {
+            let is_held = held.as_ref().is_some_and(|held| held.workload.identity == *needed.identity());
+            is_held || needed.identity() == identity
+        });
+        if needed.iter().all(|needed| needed.identity() != identity) {
+            needed.push(context.identities.need(identity, &context.certificates));
+        }
         let failure = match enrol(&context, &uid, &pod).await {
             Ok(()) => {
                 pause = RETRY_FIRST;
                 report(PodState::Enrolled);
                 context.announcer.say(&uid, Some(&name), Said::Enrolled);
                 tracing::info!(pod = %name, "enrolled");
-                if let Some(before) = held.replace(pod.clone()) {
-                    forget(&context, &before);
-                }
+                held = Some(pod.clone());
+                needed.retain(|needed| needed.identity() == identity);
                 // Changed, it is taken in anew over what it was: captured all the time, never in clear.
                 tokio::select! {
                     () = until_changed(&mut wishes, &pod) => continue,
@@ -103,7 +113,7 @@ pub(super) async fn live<P: ProxyControl>(
             Err(failure) if failure.is_of_another() => {
                 tokio::select! {
                     _ = taken_after(&mut turns, taken) => continue,
-                    changed = wishes.changed() => if changed.is_err() { return uid } else { continue },
+                    changed = wishes.changed() => if changed.is_err() { return } else { continue },
                 }
             }
             Err(failure) => failure,
@@ -119,7 +129,7 @@ pub(super) async fn live<P: ProxyControl>(
             _ = tokio::time::sleep(pause) => pause = (pause * 2).min(RETRY_LAST),
             changed = wishes.changed() => {
                 if changed.is_err() {
-                    return uid;
+                    return;
                 }
                 pause = RETRY_FIRST;
             }
@@ -141,7 +151,6 @@ async fn enrol<P: ProxyControl>(context: &Context<P>, uid: &str, pod: &PodEnrolm
     let prepared = place::prepare(&context.redirect, context.pods.as_ref(), uid, pod).await?;
     let enrolled = tokio::task::spawn_blocking(move || prepared.commit()).await.map_err(|_| Failure::Stopping)??;
     // Connections that came in between wait in the listeners' queues.
-    context.identities.add(&pod.workload.identity);
     context.proxies.start(ProxyPod {
         uid: uid.to_owned(),
         workload: pod.workload.uid.clone(),
@@ -199,12 +208,4 @@ async fn leave<P: ProxyControl>(context: &Context<P>, uid: &str, pod: &PodEnrolm
     context.proxies.stop(uid).await;
     let _ = step(|redirect, uid| redirect.remove(uid)).await;
     context.states.remove(uid);
-    forget(context, pod);
-}
-
-/// The last pod of an identity takes its certificate along.
-fn forget<P>(context: &Context<P>, pod: &PodEnrolment) {
-    if context.identities.remove(&pod.workload.identity) {
-        context.certificates.forget(&pod.workload.identity);
-    }
 }

@@ -111,6 +111,12 @@ impl States {
         self.pods.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
+    /// Whether every pod of the node is captured and served.
+    pub(super) fn are_all_enrolled(&self) -> bool {
+        let states = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        self.considered.load(Ordering::Acquire) && states.values().all(|pod| pod.state == PodState::Enrolled)
+    }
+
     /// Why the agent is not ready: the pods that are captured or should be, and are not served.
     pub fn not_ready(&self) -> Vec<String> {
         if !self.considered.load(Ordering::Acquire) {

@@ -62,7 +62,13 @@ impl Mesh {
 
     /// Kills the agent and starts another in its place, as it was started first.
     pub(crate) fn restart_agent(&mut self) -> Result<()> {
+        self.restart_agent_after(|_| Ok(()))
+    }
+
+    /// The same; `meanwhile` is done while there is none.
+    pub(crate) fn restart_agent_after(&mut self, meanwhile: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
         self.agent.kill()?;
+        meanwhile(self)?;
         self.agent = Agent::start(&self.topology, self.topology.node(1), &self.config)?;
         self.agent.wait_ready(LIMIT)
     }

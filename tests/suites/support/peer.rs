@@ -91,7 +91,11 @@ pub(crate) struct Frame {
 impl Raw {
     /// Connects, and sends the preface and empty SETTINGS.
     pub(crate) fn connect(place: &Place, to: SocketAddr, tls: &Arc<ClientConfig>) -> Result<Self> {
-        let tcp = plain(place, to)?;
+        Self::over(plain(place, to)?, to, tls)
+    }
+
+    /// The same over a connection to `to` that is there.
+    pub(crate) fn over(tcp: TcpStream, to: SocketAddr, tls: &Arc<ClientConfig>) -> Result<Self> {
         let connection = ClientConnection::new(tls.clone(), ServerName::IpAddress(to.ip().into()))?;
         let mut raw = Self { stream: StreamOwned::new(connection, tcp) };
         raw.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")?;
