@@ -53,12 +53,13 @@ impl Proxies {
     /// Stops all proxies at once. The pods stay captured.
     pub async fn stop_all(&self) {
         let drain = self.drain;
-        let known = self.known();
-        let stopping = known.stopping.iter().filter_map(Weak::upgrade);
-        let mut stops: Vec<_> = stopping.map(|pod| tokio::spawn(async move { pod.finish(drain).await })).collect();
-        let serving = known.serving.values().cloned();
-        stops.extend(serving.map(|pod| tokio::spawn(async move { pod.stop(drain).await })));
-        drop(known);
+        let stops: Vec<_> = {
+            let known = self.known();
+            let stopping = known.stopping.iter().filter_map(Weak::upgrade);
+            let finishing = stopping.map(|pod| tokio::spawn(async move { pod.finish(drain).await }));
+            let serving = known.serving.values().cloned();
+            finishing.chain(serving.map(|pod| tokio::spawn(async move { pod.stop(drain).await }))).collect()
+        };
         for stop in stops {
             // A panic in it has been reported by the runtime.
             let _ = stop.await;
