@@ -44,7 +44,7 @@ use crate::options::{self, MeshOptions};
 use crate::service::ServiceKey;
 use crate::sharded::ShardedMap;
 use crate::translate::facts::{ServiceEntryFacts, WaypointFacts, WorkloadFacts, WorkloadSource};
-use crate::translate::{self, Finding, Findings, Interner};
+use crate::translate::{self, Finding, Findings, Interner, Severity};
 use crate::waypoint::Waypoint;
 use crate::workload::{Locality, NamespacedName, WorkloadUid};
 
@@ -144,6 +144,7 @@ impl Mesh {
                 Change::Remove(object) => self.remove(object),
                 Change::Report(object, list) => {
                     found.extend(list.iter().cloned());
+                    self.note_unknown_policy(&object, &list);
                     set_findings(&mut self.current.unread, object, list);
                 }
             }
@@ -174,8 +175,24 @@ impl Mesh {
         self.published.clone()
     }
 
+    /// What a policy says that was never read is not known: it may deny anything in its namespace. One that was read
+    /// before stays as it was.
+    fn note_unknown_policy(&mut self, object: &ObjectRef, list: &[Finding]) {
+        let name = name_of(object);
+        let is_known = match object.kind {
+            Kind::AuthorizationPolicy => self.policies.contains_key(&name),
+            Kind::PeerAuthentication => self.peer_authentications.contains_key(&name),
+            _ => true,
+        };
+        match list.iter().find(|finding| finding.severity == Severity::Error).filter(|_| !is_known) {
+            Some(finding) => self.current.unknown_policies.insert(object.clone(), finding.to_string().into()),
+            None => self.current.unknown_policies.remove(object),
+        };
+    }
+
     fn upsert(&mut self, object: Object, found: &mut Vec<Finding>) {
         let reference = translate::metadata::reference(object.kind(), object.metadata(), &mut self.interner);
+        self.current.unknown_policies.remove(&reference);
         let mut list = Vec::new();
         let mut findings = Findings { object: reference.clone(), list: &mut list };
         let interner = &mut self.interner;
@@ -265,6 +282,7 @@ impl Mesh {
             }
         }
         self.current.unread.remove(&object);
+        self.current.unknown_policies.remove(&object);
         self.set_findings(object, Vec::new());
     }
 
@@ -419,6 +437,8 @@ impl Mesh {
         self.current.options = Arc::new(options);
         self.current.findings = old.current.findings;
         self.current.unread = old.current.unread;
+        self.current.unknown_policies = old.current.unknown_policies;
+        self.set_completeness(old.current.whole, old.current.incomplete);
         self.interner = old.interner;
         self.nodes = old.nodes;
         self.config_maps = old.config_maps;

@@ -216,7 +216,7 @@ pub struct Decision {
 ///
 /// Where objects may be missing nothing is allowed: one of them may deny it.
 pub fn authorize(snapshot: &Snapshot, workload: &Workload, call: &Call<'_>) -> Decision {
-    if let Some(why) = snapshot.incomplete() {
+    if let Some(why) = snapshot.incomplete(&workload.namespace) {
         return Decision { allowed: false, reason: Reason::Incomplete(why.clone()), dry_run: SmallVec::new() };
     }
     decide(settings(snapshot), &snapshot.peer_authentication_for(workload), &snapshot.policies_for(workload), call)

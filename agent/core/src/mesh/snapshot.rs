@@ -47,6 +47,8 @@ pub struct Snapshot {
     /// What the source says of objects that it cannot read, or of which nothing reads a field.
     pub(super) unread: OrdMap<ObjectRef, Arc<[Finding]>>,
     pub(super) incomplete: Option<Arc<str>>,
+    /// Policies that were never read, and why.
+    pub(super) unknown_policies: OrdMap<ObjectRef, Arc<str>>,
 }
 
 /// A service and who is behind it.
@@ -102,9 +104,13 @@ impl Snapshot {
         self.whole
     }
 
-    /// Why objects may be missing, if any are.
-    pub fn incomplete(&self) -> Option<&Arc<str>> {
-        self.incomplete.as_ref()
+    /// Why policies for workloads of `namespace` may be missing, if any are: some file was never read, or there is a
+    /// policy there, or in the root namespace, that was not.
+    pub fn incomplete(&self, namespace: &str) -> Option<&Arc<str>> {
+        let applies =
+            |object: &ObjectRef| *object.namespace == *namespace || object.namespace == self.options.root_namespace;
+        let unknown = || self.unknown_policies.iter().find(|(object, _)| applies(object)).map(|(_, why)| why);
+        self.incomplete.as_ref().or_else(unknown)
     }
 
     /// The mesh-wide options.

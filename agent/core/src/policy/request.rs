@@ -60,6 +60,13 @@ pub struct RequestTarget<'a> {
     pub service: Option<&'a Service>,
 }
 
+impl RequestTarget<'_> {
+    /// Whose namespace's policies apply.
+    fn namespace(&self) -> &str {
+        self.service.map_or(&self.gateway.namespace, |service| &service.key.namespace)
+    }
+}
+
 /// What becomes of a request.
 #[derive(Clone, Debug)]
 pub enum Verdict {
@@ -100,7 +107,7 @@ impl RequestDecision {
 ///
 /// Where objects may be missing nothing is allowed: one of them may deny it.
 pub fn authorize_request(snapshot: &Snapshot, target: RequestTarget<'_>, facts: &RequestFacts<'_>) -> RequestDecision {
-    if let Some(why) = snapshot.incomplete() {
+    if let Some(why) = snapshot.incomplete(target.namespace()) {
         return RequestDecision::new(Verdict::Deny, Reason::Incomplete(why.clone()));
     }
     let options = snapshot.options();
@@ -110,7 +117,7 @@ pub fn authorize_request(snapshot: &Snapshot, target: RequestTarget<'_>, facts: 
 /// What CUSTOM policies say of a request before its token is read, as Istio has the order: a provider to ask, or that
 /// the request is refused. `None` if nobody has to be asked, or all have agreed.
 pub fn ask(snapshot: &Snapshot, target: RequestTarget<'_>, facts: &RequestFacts<'_>) -> Option<RequestDecision> {
-    if let Some(why) = snapshot.incomplete() {
+    if let Some(why) = snapshot.incomplete(target.namespace()) {
         return Some(RequestDecision::new(Verdict::Deny, Reason::Incomplete(why.clone())));
     }
     let custom =

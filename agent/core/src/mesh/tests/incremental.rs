@@ -35,6 +35,35 @@ fn while_objects_may_be_missing_nothing_is_allowed_and_the_reason_is_given() {
 }
 
 #[test]
+fn a_policy_that_was_never_read_denies_in_its_namespace_and_one_that_was_stays_as_it_was() {
+    let mut state = mesh(SHOP);
+    let decide = |snapshot: &Snapshot| {
+        let (source_ip, destination) = ("10.0.9.9".parse().unwrap(), "10.0.1.1:8080".parse().unwrap());
+        authorize(snapshot, &pod(snapshot, "cart-1"), &Call { principal: None, source_ip, destination })
+    };
+    let report = |namespace: &str, errors: usize| {
+        let object = ObjectRef::new(Kind::AuthorizationPolicy, namespace, "p");
+        let finding = Finding::error(object.clone(), "spec.action", "not text");
+        Change::Report(object, vec![finding; errors])
+    };
+    for (namespace, is_denied) in [("shop", true), ("elsewhere", false), ("istio-system", true)] {
+        state.apply([report(namespace, 1)]);
+        let decision = decide(&state.snapshot());
+        assert_eq!(!decision.allowed, is_denied, "{namespace}");
+        assert!(!is_denied || decision.reason.to_string().contains("spec.action: not text"), "{}", decision.reason);
+        state.apply([report(namespace, 0)]);
+        assert!(decide(&state.snapshot()).allowed);
+    }
+    let allow = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: shop}\n\
+                 spec: {rules: [{}]}\n";
+    state.apply([report("shop", 1)]);
+    state.apply(objects(allow));
+    assert!(decide(&state.snapshot()).allowed, "mended");
+    state.apply([report("shop", 1)]);
+    assert!(decide(&state.snapshot()).allowed, "it stays as it was");
+}
+
+#[test]
 fn a_pod_that_comes_back_with_other_labels_leaves_its_services() {
     let mut state = mesh(SHOP);
     state.apply(objects(&SHOP.replace("app: cart, version", "app: other, version")));
