@@ -15,7 +15,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 };
 use kube::CustomResourceExt as _;
 
-use crate::networking::{ServiceEntry, VirtualService, WorkloadEntry};
+use crate::networking::{DestinationRule, ServiceEntry, VirtualService, WorkloadEntry};
 use crate::security::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
 
 /// The label by which a definition is known as Culvert's; one without it is somebody else's, Istio's as a rule, and
@@ -34,6 +34,7 @@ const AGE: Column = ("Age", ".metadata.creationTimestamp", "date");
 pub fn definitions() -> Vec<CustomResourceDefinition> {
     vec![
         complete(AuthorizationPolicy::crd(), SECURITY, &[("Action", ".spec.action", "string"), AGE]),
+        complete(DestinationRule::crd(), NETWORKING, &[("Host", ".spec.host", "string"), AGE]),
         complete(PeerAuthentication::crd(), SECURITY, &[("Mode", ".spec.mtls.mode", "string"), AGE]),
         complete(RequestAuthentication::crd(), SECURITY, &[AGE]),
         complete(

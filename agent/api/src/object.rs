@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::Gateway;
-use crate::networking::{ServiceEntry, VirtualService, WorkloadEntry};
+use crate::networking::{DestinationRule, ServiceEntry, VirtualService, WorkloadEntry};
 use crate::security::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
 
 macro_rules! kinds {
@@ -98,12 +98,15 @@ kinds! {
     VirtualService {
         "networking.istio.io/v1" | "networking.istio.io/v1beta1" | "networking.istio.io/v1alpha3", namespaced: true
     },
+    DestinationRule {
+        "networking.istio.io/v1" | "networking.istio.io/v1beta1" | "networking.istio.io/v1alpha3", namespaced: true
+    },
 }
 
 impl Kind {
     /// Whether only waypoints read it: it says how requests are routed, which nodes do not see.
     pub fn is_of_waypoints(self) -> bool {
-        matches!(self, Self::VirtualService | Self::RequestAuthentication)
+        matches!(self, Self::VirtualService | Self::DestinationRule | Self::RequestAuthentication)
     }
 }
 

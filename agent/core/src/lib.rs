@@ -13,7 +13,8 @@
 //! | [`mesh`] | the state of the mesh: a change in, a snapshot out |
 //! | [`policy`] | authorization, of connections and of requests, and its explanation |
 //! | [`authentication`] | what tokens a request may carry, and what they say |
-//! | [`route`] | where an outbound connection goes |
+//! | [`route`] | where an outbound connection goes, and, at a waypoint, a request |
+//! | [`traffic`] | how a service is spoken to: endpoints, limits, outlier detection |
 //! | [`bypass`] | destinations that are not captured |
 //! | [`dns`] | what the mesh answers to DNS, and the messages |
 //! | [`hbone`] | the HTTP/2 tunnel and its headers, sans I/O |
@@ -36,6 +37,7 @@ pub mod route;
 pub mod service;
 mod sharded;
 pub mod simulate;
+pub mod traffic;
 pub mod translate;
 pub mod waypoint;
 pub mod workload;

@@ -7,6 +7,7 @@
 
 mod allocate;
 mod bindings;
+mod destination_rules;
 mod destinations;
 mod namespaces;
 mod routes;
@@ -34,6 +35,7 @@ pub use destinations::Touched;
 pub use sandboxes::{Sandbox, SandboxVerdict};
 pub use snapshot::{Endpoint, PodEnrolment, Snapshot};
 
+use self::destination_rules::DestinationRuleStore;
 use self::namespaces::{NamespaceState, Namespaces};
 use self::routes::RouteStore;
 use self::sandboxes::SandboxState;
@@ -80,6 +82,7 @@ pub struct Mesh {
     services: ServiceStore,
     gateways: HashMap<NamespacedName, WaypointFacts>,
     routes: RouteStore,
+    destination_rules: DestinationRuleStore,
     /// As they came: what they mean depends on the options.
     policies: HashMap<NamespacedName, Box<AuthorizationPolicy>>,
     peer_authentications: HashMap<NamespacedName, Box<PeerAuthentication>>,
@@ -246,6 +249,7 @@ impl Mesh {
             Object::RequestAuthentication(object) => {
                 self.set_request_authentication(name_of(&reference), Some(object), &mut list);
             }
+            Object::DestinationRule(object) => self.set_destination_rule(&reference, Some(object), &mut list),
             Object::VirtualService(object) => self.set_virtual_service(&reference, Some(object), &mut list),
             Object::ConfigMap(config_map) => {
                 if options::is_config_map(&reference) {
@@ -273,6 +277,7 @@ impl Mesh {
             Kind::AuthorizationPolicy => self.set_policy(name_of(&object), None, &mut Vec::new()),
             Kind::PeerAuthentication => self.set_peer_authentication(name_of(&object), None, &mut Vec::new()),
             Kind::RequestAuthentication => self.set_request_authentication(name_of(&object), None, &mut Vec::new()),
+            Kind::DestinationRule => self.set_destination_rule(&object, None, &mut Vec::new()),
             Kind::VirtualService => self.set_virtual_service(&object, None, &mut Vec::new()),
             Kind::ConfigMap => {
                 if options::is_config_map(&object) {
@@ -480,6 +485,7 @@ impl Mesh {
             self.set_findings(reference, findings);
         }
         self.restore_routes(old.routes);
+        self.restore_destination_rules(old.destination_rules);
     }
 }
 

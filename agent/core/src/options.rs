@@ -16,6 +16,7 @@ use self::ext_authz::ExtAuthz;
 use crate::bypass::MeshBypass;
 use crate::identity::DEFAULT_TRUST_DOMAIN;
 use crate::policy::UnsupportedDeny;
+use crate::route::normalize::PathNormalization;
 
 /// The namespace whose policies apply to the whole mesh, until options say otherwise.
 pub const DEFAULT_ROOT_NAMESPACE: &str = "istio-system";
@@ -58,6 +59,8 @@ pub struct MeshOptions {
     pub access_log_file: Option<Arc<str>>,
     /// `accessLogEncoding`.
     pub access_log_encoding: AccessLogEncoding,
+    /// `pathNormalization.normalization`: how far waypoints normalize the paths of requests.
+    pub path_normalization: PathNormalization,
     /// `culvert.l4-unsupported-deny`: what a DENY rule means that has fields which L4 cannot see.
     pub l4_unsupported_deny: UnsupportedDeny,
     /// `culvert.cluster-domain`: the suffix of service names, `cluster.local`.
@@ -105,6 +108,7 @@ impl Default for MeshOptions {
             connect_timeout: Duration::from_secs(10),
             access_log_file: None,
             access_log_encoding: AccessLogEncoding::default(),
+            path_normalization: PathNormalization::default(),
             l4_unsupported_deny: UnsupportedDeny::default(),
             cluster_domain: "cluster.local".into(),
             cluster: "Kubernetes".into(),

@@ -6,6 +6,7 @@
 //! | [`decide`] | L7: what becomes of a request, or of a connection, at a waypoint |
 //! | [`table`] | the rules of one service, and the index that finds the first that matches |
 //! | [`http`], [`l4`] | a rule for requests, and one for connections |
+//! | [`normalize`] | one spelling for each path |
 //! | [`request`], [`matcher`], [`pattern`] | what a request says, and what it has to look like |
 //! | [`headers`], [`template`], [`rewrite`], [`redirect`] | what it is turned into |
 //! | [`fault`], [`retry`], [`cors`] | what goes wrong on purpose, what is tried again, which web pages may ask |
@@ -17,6 +18,7 @@ pub mod headers;
 pub mod http;
 pub mod l4;
 pub mod matcher;
+pub mod normalize;
 pub mod outbound;
 pub mod pattern;
 pub mod redirect;

@@ -2,9 +2,11 @@
 //!
 //! Routing is [`outbound`] and authorization [`policy::authorize`], the same functions that the
 //! data path calls; nothing is decided here. Where a service has several endpoints, the one reported is the first, by
-//! name, that denies the call, or else the first.
+//! name, that denies the call, or else the first. Where a waypoint may send a request to several destinations, each is
+//! followed.
 
 mod direct;
+pub mod l7;
 mod names;
 pub mod requests;
 
@@ -15,6 +17,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use serde::Serialize;
 
+pub use l7::{HttpRequest, Route};
 pub use names::InputError;
 
 use crate::address::OriginalDst;
@@ -40,10 +43,12 @@ pub struct Request {
     pub to: String,
     /// Whether the caller evades its own node, and dials in plaintext.
     pub plaintext: bool,
+    /// The request that is made once connected, where waypoints are to look at it.
+    pub http: Option<HttpRequest>,
 }
 
 /// What becomes of a call.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
     /// The end of it.
     pub outcome: Outcome,
@@ -53,8 +58,8 @@ pub struct Report {
     pub path: Vec<String>,
     /// What was asked on the way, in order.
     pub checks: Vec<Check>,
-    /// The L7 route; `None` where none applies.
-    pub route: Option<()>,
+    /// What the waypoint does with the request; `None` where there is no waypoint, or no request.
+    pub route: Option<Route>,
 }
 
 /// The end of a call.
@@ -160,7 +165,7 @@ pub fn simulate(snapshot: &Snapshot, request: &Request) -> Result<Report, InputE
         });
     }
     let arrivals = match captured {
-        Some(workload) => through_the_mesh(snapshot, workload, dialled),
+        Some(workload) => through_the_mesh(snapshot, workload, dialled, request.http.as_ref())?,
         None => direct::arrivals(snapshot, &caller, dialled),
     };
     Ok(match arrivals {
@@ -220,22 +225,51 @@ struct Arrival {
     destination: SocketAddr,
     /// Who is there; `None` for what the mesh does not know.
     workload: Option<Arc<Workload>>,
+    /// What a waypoint on the way does with the request.
+    l7: Option<AtWaypoint>,
 }
 
-fn through_the_mesh(snapshot: &Snapshot, source: &Arc<Workload>, dialled: SocketAddr) -> Result<Vec<Arrival>, String> {
+/// What a waypoint does with a request.
+#[derive(Clone)]
+struct AtWaypoint {
+    route: Box<Route>,
+    /// Why it goes no further.
+    refused: Option<String>,
+}
+
+/// Where a call may arrive, or why it does not.
+type Arrivals = Result<Vec<Arrival>, String>;
+
+fn through_the_mesh(
+    snapshot: &Snapshot,
+    source: &Arc<Workload>,
+    dialled: SocketAddr,
+    http: Option<&HttpRequest>,
+) -> Result<Arrivals, InputError> {
     let mut arrivals = Vec::new();
     for seed in 0..DRAWS {
         let mut rng = StdRng::seed_from_u64(seed);
-        let decided = outbound(snapshot, source, OriginalDst::new(dialled), &mut rng).map_err(|e| e.to_string())?;
-        arrivals.extend(follow(snapshot, source, decided)?);
+        let decided = match outbound(snapshot, source, OriginalDst::new(dialled), &mut rng) {
+            Ok(decided) => decided,
+            Err(refusal) => return Ok(Err(refusal.to_string())),
+        };
+        match follow(snapshot, source, decided, http)? {
+            Ok(found) => arrivals.extend(found),
+            Err(reason) => return Ok(Err(reason)),
+        }
     }
-    Ok(arrivals)
+    Ok(Ok(arrivals))
 }
 
 /// Where an outbound decision ends.
-fn follow(snapshot: &Snapshot, source: &Arc<Workload>, decided: Outbound) -> Result<Vec<Arrival>, String> {
+fn follow(
+    snapshot: &Snapshot,
+    source: &Arc<Workload>,
+    decided: Outbound,
+    http: Option<&HttpRequest>,
+) -> Result<Arrivals, InputError> {
     let mut path = vec![node(source)];
-    match decided.upstream {
+    Ok(match decided.upstream {
         Upstream::Hbone { peer, authority, through: Hop::Workload, .. } => {
             let destination = match authority {
                 Authority::Ip(address) => address,
@@ -248,6 +282,7 @@ fn follow(snapshot: &Snapshot, source: &Arc<Workload>, decided: Outbound) -> Res
                 source_ip: address_towards(&source.addresses, destination.ip()),
                 destination,
                 workload: decided.workload,
+                l7: None,
             }])
         }
         Upstream::Hbone { peer, authority, expected, through: Hop::Waypoint } => {
@@ -260,22 +295,42 @@ fn follow(snapshot: &Snapshot, source: &Arc<Workload>, decided: Outbound) -> Res
             let bound = service.as_ref().and_then(|service| service.waypoint.as_ref());
             let binding = bound.or_else(|| known.and_then(|workload| workload.waypoint.as_ref()));
             path.extend(binding.map(|binding| format!("waypoint/{}", binding.gateway)));
-            let ends = match service {
-                Some(service) if service.resolution == Resolution::Endpoints => {
-                    direct::endpoints(snapshot, &service.key, dialled.port())?
-                }
-                _ => vec![(dialled, known.cloned())],
-            };
             // From here on the waypoint calls, under its own name and address.
-            let arrive = |(destination, workload): direct::End| Arrival {
+            let arrive = |end: Option<direct::End>, l7: Option<AtWaypoint>| Arrival {
                 path: path.clone(),
                 transport: Transport::Hbone,
                 principal: expected.first().cloned(),
                 source_ip: peer.ip(),
-                destination,
-                workload,
+                destination: end.as_ref().map_or(dialled, |(destination, _)| *destination),
+                workload: end.and_then(|(_, workload)| workload),
+                l7,
             };
-            Ok(ends.into_iter().map(arrive).collect())
+            match (service, http) {
+                (Some(service), Some(http)) => {
+                    let routed = l7::route(snapshot, &service, source, dialled, http)?;
+                    let route = Box::new(routed.report);
+                    if routed.unroutable.is_some() || routed.ends.is_empty() {
+                        let l7 = AtWaypoint { route, refused: routed.unroutable };
+                        return Ok(Ok(vec![arrive(None, Some(l7))]));
+                    }
+                    let mut arrivals = Vec::new();
+                    for (service, port, subset) in routed.ends {
+                        let waypoint = path.last().map(String::as_str).unwrap_or_default();
+                        match direct::destination(snapshot, &service, port, subset.as_deref(), waypoint) {
+                            Ok(ends) => arrivals.extend(ends.into_iter().map(|end| {
+                                arrive(Some(end), Some(AtWaypoint { route: route.clone(), refused: None }))
+                            })),
+                            Err(reason) => return Ok(Err(reason)),
+                        }
+                    }
+                    Ok(arrivals)
+                }
+                (Some(service), None) if service.resolution == Resolution::Endpoints => {
+                    direct::endpoints(snapshot, &service.key, dialled.port(), None)
+                        .map(|ends| ends.into_iter().map(|end| arrive(Some(end), None)).collect())
+                }
+                _ => Ok(vec![arrive(Some((dialled, known.cloned())), None)]),
+            }
         }
         Upstream::Tcp { peer } => Ok(vec![Arrival {
             path,
@@ -284,6 +339,7 @@ fn follow(snapshot: &Snapshot, source: &Arc<Workload>, decided: Outbound) -> Res
             source_ip: address_towards(&source.addresses, peer.ip()),
             destination: peer,
             workload: decided.workload,
+            l7: None,
         }]),
         Upstream::Resolve { port, .. } => Ok(vec![Arrival {
             path,
@@ -292,8 +348,9 @@ fn follow(snapshot: &Snapshot, source: &Arc<Workload>, decided: Outbound) -> Res
             source_ip: address_towards(&source.addresses, IpAddr::from([0, 0, 0, 0])),
             destination: SocketAddr::new(IpAddr::from([0, 0, 0, 0]), port),
             workload: None,
+            l7: None,
         }]),
-    }
+    })
 }
 
 /// The report of the first arrival, by name, that is denied, or else of the first.
@@ -302,7 +359,7 @@ fn worst(snapshot: &Snapshot, mut arrivals: Vec<Arrival>) -> Report {
     arrivals.sort_by_cached_key(|arrival| (name(arrival), arrival.destination));
     arrivals.dedup_by(|a, b| name(a) == name(b) && a.destination == b.destination);
     let reports: Vec<_> = arrivals.into_iter().map(|arrival| at_the_end(snapshot, arrival)).collect();
-    let denied = reports.iter().position(|report| report.outcome == Outcome::Denied);
+    let denied = reports.iter().position(|report| report.outcome != Outcome::Allowed);
     let empty =
         || Report { outcome: Outcome::Unroutable, transport: None, path: Vec::new(), checks: Vec::new(), route: None };
     reports.into_iter().nth(denied.unwrap_or(0)).unwrap_or_else(empty)
@@ -310,7 +367,7 @@ fn worst(snapshot: &Snapshot, mut arrivals: Vec<Arrival>) -> Report {
 
 /// What the server's node says.
 fn at_the_end(snapshot: &Snapshot, arrival: Arrival) -> Report {
-    let Arrival { mut path, transport, principal, source_ip, destination, workload } = arrival;
+    let Arrival { mut path, transport, principal, source_ip, destination, workload, l7 } = arrival;
     let mut report = Report {
         outcome: Outcome::Allowed,
         transport: Some(transport),
@@ -318,6 +375,21 @@ fn at_the_end(snapshot: &Snapshot, arrival: Arrival) -> Report {
         checks: Vec::new(),
         route: None,
     };
+    if let Some(AtWaypoint { route, refused }) = l7 {
+        report.route = Some(*route);
+        if let Some(reason) = refused {
+            report.outcome = Outcome::Unroutable;
+            report.checks.push(Check {
+                at: path.last().cloned().unwrap_or_default(),
+                layer: Layer::L7,
+                decision: Verdict::Deny,
+                policy: None,
+                rule: None,
+                reason,
+                dry_run: false,
+            });
+        }
+    }
     if let Some(workload) = workload.filter(|workload| is_guarded(snapshot, workload)) {
         path.push(node(&workload));
         let call = Call { principal: principal.as_deref(), source_ip, destination };

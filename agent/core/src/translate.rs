@@ -1,6 +1,7 @@
 //! Kubernetes objects into the model, or a typed reason why not; one file per kind.
 
 mod authorization_policy;
+pub(crate) mod destination_rule;
 pub(crate) mod endpoint_slice;
 pub(crate) mod facts;
 pub(crate) mod gateway;

@@ -8,6 +8,7 @@ use imbl::{HashMap, OrdMap};
 use serde::Serialize;
 use smallvec::SmallVec;
 
+use super::destination_rules::DestinationRules;
 use super::sandboxes::SandboxVerdict;
 use super::scoped::PolicyIndex;
 use super::selectors::selects;
@@ -40,6 +41,7 @@ pub struct Snapshot {
     pub(super) routes: HashMap<ServiceKey, Arc<ServiceRoutes>>,
     /// What was found in the routes of a service when they were put together.
     pub(super) route_findings: OrdMap<ServiceKey, Arc<[Finding]>>,
+    pub(super) destination_rules: DestinationRules,
     pub(super) nodes: HashMap<Arc<str>, OrdMap<Arc<str>, Arc<PodEnrolment>>>,
     pub(super) sandboxes: HashMap<WorkloadUid, SandboxVerdict>,
     pub(super) findings: OrdMap<ObjectRef, Arc<[Finding]>>,

@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use super::{AccessLogEncoding, MeshOptions, OutboundTrafficPolicy};
 use crate::bypass::{self, MeshBypass};
 use crate::policy::UnsupportedDeny;
+use crate::route::normalize::PathNormalization;
 use crate::translate::{Finding, Findings};
 
 /// Fields of Istio's MeshConfig that say something about what Culvert does otherwise, or not at all.
@@ -45,7 +46,6 @@ const UNSUPPORTED: &[&str] = &[
     "localityLbSetting",
     "meshMTLS",
     "outboundClusterStatName",
-    "pathNormalization",
     "protocolDetectionTimeout",
     "proxyHttpPort",
     "proxyInboundListenPort",
@@ -91,6 +91,7 @@ pub fn parse(text: &str, object: &ObjectRef, findings: &mut Vec<Finding>) -> Opt
     if reader.fields.remove("accessLogFormat").is_some_and(|format| format != "") {
         reader.warn("accessLogFormat", "has no effect: the fields of the access log are fixed");
     }
+    let normalization = reader.mapping("pathNormalization");
     let ours = reader.mapping("culvert");
     for field in UNSUPPORTED {
         if reader.fields.remove(*field).is_some() {
@@ -103,6 +104,20 @@ pub fn parse(text: &str, object: &ObjectRef, findings: &mut Vec<Finding>) -> Opt
     let outbound_traffic_policy = reader.choice(
         "mode",
         &[("ALLOW_ANY", OutboundTrafficPolicy::AllowAny), ("REGISTRY_ONLY", OutboundTrafficPolicy::RegistryOnly)],
+    );
+    reader.finish();
+
+    let path = format!("data[{}].pathNormalization", super::KEY);
+    let mut reader = Reader { path, fields: normalization, ..reader };
+    let path_normalization = reader.choice(
+        "normalization",
+        &[
+            ("DEFAULT", PathNormalization::Base),
+            ("NONE", PathNormalization::None),
+            ("BASE", PathNormalization::Base),
+            ("MERGE_SLASHES", PathNormalization::MergeSlashes),
+            ("DECODE_AND_MERGE_SLASHES", PathNormalization::DecodeAndMergeSlashes),
+        ],
     );
     reader.finish();
 
@@ -131,6 +146,7 @@ pub fn parse(text: &str, object: &ObjectRef, findings: &mut Vec<Finding>) -> Opt
         connect_timeout,
         access_log_file,
         access_log_encoding: access_log_encoding.unwrap_or_default(),
+        path_normalization: path_normalization.unwrap_or_default(),
         l4_unsupported_deny: l4_unsupported_deny.unwrap_or_default(),
         cluster_domain,
         cluster,
@@ -266,7 +282,7 @@ mod tests {
         let (options, findings) = read(
             "trustDomain: td\ntrustDomainAliases: [old]\nrootNamespace: root\n\
              outboundTrafficPolicy: {mode: REGISTRY_ONLY}\nconnectTimeout: 1.5s\naccessLogFile: /dev/stdout\n\
-             accessLogEncoding: JSON\nculvert: {l4-unsupported-deny: ignore, network: n, dns-capture: false}\n",
+             accessLogEncoding: JSON\npathNormalization: {normalization: MERGE_SLASHES}\nculvert: {l4-unsupported-deny: ignore, network: n, dns-capture: false}\n",
         );
         let options = options.unwrap();
         assert_eq!(findings, [""; 0]);
@@ -277,6 +293,7 @@ mod tests {
         assert_eq!(options.l4_unsupported_deny, UnsupportedDeny::Ignore);
         assert_eq!(options.trust_domain_aliases, ["old".into()]);
         assert!(!options.dns_capture);
+        assert_eq!(options.path_normalization, PathNormalization::MergeSlashes);
     }
 
     #[test]
@@ -289,6 +306,7 @@ mod tests {
             ("outboundTrafficPolicy: {mode: X}", "data[mesh].outboundTrafficPolicy.mode"),
             ("culvert: {l4-unsupported-deny: no}", "data[mesh].culvert.l4-unsupported-deny"),
             ("culvert: {dns-capture: 1}", "data[mesh].culvert.dns-capture"),
+            ("pathNormalization: {normalization: SOME}", "data[mesh].pathNormalization.normalization"),
             ("culvert: 1", "data[mesh].culvert"),
         ] {
             let (options, findings) = read(text);

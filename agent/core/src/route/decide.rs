@@ -107,6 +107,19 @@ pub enum Unroutable {
         /// The port.
         port: u16,
     },
+    /// Nobody defines the part of the service.
+    #[error(
+        "{resource} sends it to subset {subset} of {host}, which no DestinationRule defines: add it to spec.subsets, \
+         or correct destination.subset"
+    )]
+    NoSubset {
+        /// The object.
+        resource: String,
+        /// The host.
+        host: Arc<str>,
+        /// The part.
+        subset: Arc<str>,
+    },
     /// The rule, or the destination, cannot be used.
     #[error("{resource} rule {rule}: {reason}")]
     Invalid {
@@ -124,7 +137,7 @@ impl Unroutable {
     pub fn status(&self) -> u16 {
         match self {
             Self::NoRule(_) => 404,
-            Self::NoService { .. } | Self::NoPort { .. } => 503,
+            Self::NoService { .. } | Self::NoPort { .. } | Self::NoSubset { .. } => 503,
             Self::Invalid { .. } => 500,
         }
     }
@@ -133,7 +146,7 @@ impl Unroutable {
     pub fn flag(&self) -> &'static str {
         match self {
             Self::NoRule(_) | Self::Invalid { .. } => "NR",
-            Self::NoService { .. } | Self::NoPort { .. } => "NC",
+            Self::NoService { .. } | Self::NoPort { .. } | Self::NoSubset { .. } => "NC",
         }
     }
 }
@@ -265,7 +278,7 @@ fn itself(snapshot: &Snapshot, origin: &Origin<'_>) -> Option<Target> {
     Some(Target { service: service.clone(), port: origin.port, subset: None })
 }
 
-fn resolve_backend(
+pub(crate) fn resolve_backend(
     snapshot: &Snapshot,
     origin: &Origin<'_>,
     resource: &culvert_api::ObjectRef,
@@ -298,6 +311,14 @@ fn resolve(
     };
     if service.port(port).is_none() {
         return Err(Unroutable::NoPort { resource: resource.to_string(), host: to.host.clone(), port });
+    }
+    if let Some(subset) = &to.subset {
+        let waypoint = origin.service.waypoint.as_ref().map(|binding| &binding.gateway.namespace);
+        let namespace = waypoint.unwrap_or(&origin.service.key.namespace);
+        if snapshot.traffic_rule(namespace, service, Some(subset)).1.is_none() {
+            let (host, subset) = (to.host.clone(), subset.clone());
+            return Err(Unroutable::NoSubset { resource: resource.to_string(), host, subset });
+        }
     }
     Ok(Target { service: service.clone(), port, subset: to.subset.clone() })
 }

@@ -70,6 +70,16 @@ kind: Service
 metadata: {name: stock, namespace: other}
 spec: {selector: {app: stock}, clusterIP: 10.96.0.3, ports: [{name: http, port: 9000}]}
 ---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: stock, namespace: shop}
+spec: {host: stock, subsets: [{name: v1, labels: {version: v1}}]}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: cart, namespace: shop}
+spec: {host: cart, subsets: [{name: v2, labels: {version: v2}}]}
+---
 apiVersion: v1
 kind: Pod
 metadata: {name: front, namespace: shop, labels: {app: front, tier: web}}

@@ -11,6 +11,9 @@ use crate::workload::Workload;
 /// Why a request cannot be simulated.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InputError {
+    /// The request of HTTP is none.
+    #[error("{0}")]
+    Http(String),
     /// `--from` is neither a pod nor an address.
     #[error("{0:?} is neither NAMESPACE/POD nor an address")]
     From(String),

@@ -1,5 +1,7 @@
 //! Calls in a small mesh: two nodes, a shop in the mesh, a namespace outside it.
 
+mod l7;
+
 use super::*;
 use crate::mesh::tests::mesh;
 
@@ -70,12 +72,12 @@ spec:
 ";
 
 fn ask(objects: &[&str], from: &str, to: &str) -> Result<Report, InputError> {
-    let request = Request { from: from.to_owned(), to: to.to_owned(), plaintext: false };
+    let request = Request { from: from.to_owned(), to: to.to_owned(), plaintext: false, http: None };
     simulate(&mesh(&objects.concat()).snapshot(), &request)
 }
 
 fn evade(objects: &[&str], from: &str, to: &str) -> Report {
-    let request = Request { from: from.to_owned(), to: to.to_owned(), plaintext: true };
+    let request = Request { from: from.to_owned(), to: to.to_owned(), plaintext: true, http: None };
     simulate(&mesh(&objects.concat()).snapshot(), &request).unwrap()
 }
 

@@ -99,6 +99,12 @@ impl ExportTo {
         Self { namespaces: Some(names.collect()) }
     }
 
+    /// Whether it is visible in its own namespace only.
+    pub(crate) fn is_own_only(&self) -> bool {
+        self.namespaces.as_ref().is_some_and(|names| names.iter().all(|name| Some(name) == names.first()))
+            && self.namespaces.as_ref().is_some_and(|names| !names.is_empty())
+    }
+
     /// Whether it is visible in `namespace`.
     pub(crate) fn includes(&self, namespace: &str) -> bool {
         self.namespaces.as_ref().is_none_or(|names| names.iter().any(|name| **name == *namespace))

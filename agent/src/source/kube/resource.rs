@@ -48,6 +48,7 @@ impl Resource {
             Kind::AuthorizationPolicy => vec![custom("security.istio.io", "authorizationpolicies", &ISTIO[..2])],
             Kind::PeerAuthentication => vec![custom("security.istio.io", "peerauthentications", &ISTIO[..2])],
             Kind::RequestAuthentication => vec![custom("security.istio.io", "requestauthentications", &ISTIO[..2])],
+            Kind::DestinationRule => vec![custom("networking.istio.io", "destinationrules", ISTIO)],
             Kind::VirtualService => vec![custom("networking.istio.io", "virtualservices", ISTIO)],
         }
     }

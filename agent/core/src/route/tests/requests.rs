@@ -98,6 +98,7 @@ fn destinations_are_resolved_as_istio_does() {
     for (destination, expected) in [
         ("host: stock", "0: stock.shop:8000"),
         ("host: stock, subset: v1", "0: stock.shop:8000/v1"),
+        ("host: stock, subset: v9", "0: 503 NC"),
         ("host: stock.other.svc.cluster.local", "0: stock.other:9000"),
         ("host: cart", "0: cart.shop:81"),
         ("host: cart, port: {number: 80}", "0: cart.shop:80"),
