@@ -14,6 +14,7 @@
 //! | [`hbone`] | the tunnel: TLS and HTTP/2 over sockets, the client pool, the server | authorization |
 //! | [`dns`] | the DNS of enrolled pods | what names mean |
 //! | [`proxy`] | outbound, inbound, plaintext and passthrough; the live connections | netns |
+//! | [`signatures`] | the signatures of tokens | which keys are whose |
 //! | [`telemetry`], [`admin`] | metrics, access log; the admin endpoints | |
 
 pub mod admin;
@@ -32,6 +33,7 @@ pub mod identity;
 pub mod node;
 pub mod proxy;
 pub mod redirect;
+pub mod signatures;
 pub mod source;
 pub mod telemetry;
 pub mod workers;
