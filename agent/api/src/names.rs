@@ -60,6 +60,8 @@ pub mod annotation {
     /// Ours, on a pod: the path of its network namespace, in place of a container runtime. With Kubernetes it has no
     /// effect.
     pub const NETNS: &str = "culvert.dev/netns";
+    /// On the mirror of a static pod, by the kubelet: the UID that the pod has on its node.
+    pub const MIRROR: &str = "kubernetes.io/config.mirror";
     /// Ours, on a pod: addresses and networks outside the mesh that it reaches without capture, separated by commas.
     pub const BYPASS_OUTBOUND_CIDRS: &str = "culvert.dev/bypass-outbound-cidrs";
     /// Ours, on a pod: ports outside the mesh that it reaches without capture, separated by commas.

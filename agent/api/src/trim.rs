@@ -10,6 +10,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess
 use serde_json::{Map, Value};
 
 use crate::Kind;
+use crate::names::annotation::MIRROR;
 
 /// The fields of a `kind` that are read, from the JSON of one.
 ///
@@ -135,7 +136,7 @@ fn is_annotation(key: &str) -> bool {
     let domain = key.split('/').next().unwrap_or_default();
     let is_within =
         |parent: &str| domain.strip_suffix(parent).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
-    is_within("istio.io") || is_within("culvert.dev") || is_within("gateway.networking.k8s.io")
+    is_within("istio.io") || is_within("culvert.dev") || is_within("gateway.networking.k8s.io") || key == MIRROR
 }
 
 impl<'de> DeserializeSeed<'de> for Keep {
@@ -271,6 +272,7 @@ mod tests {
                 "managedFields": [{"manager": "kubelet"}],
                 "annotations": {
                     "culvert.dev/netns": "/run/netns/cart", "ambient.istio.io/redirection": "enabled",
+                    "kubernetes.io/config.mirror": "0a1b", "kubernetes.io/config.source": "file",
                     "kubectl.kubernetes.io/last-applied-configuration": "{}", "notistio.io/x": "y",
                 },
             },
@@ -286,7 +288,10 @@ mod tests {
         let expected = json!({
             "metadata": {
                 "name": "cart", "namespace": "shop", "labels": {"app": "cart"},
-                "annotations": {"culvert.dev/netns": "/run/netns/cart", "ambient.istio.io/redirection": "enabled"},
+                "annotations": {
+                    "culvert.dev/netns": "/run/netns/cart", "ambient.istio.io/redirection": "enabled",
+                    "kubernetes.io/config.mirror": "0a1b",
+                },
             },
             "spec": {"nodeName": "n1", "containers": [{"name": "c", "ports": [{"containerPort": 80}]}]},
             "status": {

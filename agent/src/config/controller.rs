@@ -90,7 +90,9 @@ impl ControllerConfig {
         if let Some(bad) =
             self.ca_dns_names.iter().find(|name| rustls_pki_types::DnsName::try_from(name.as_str()).is_err())
         {
-            return Err(ConfigError(format!("--ca-dns-names: {bad:?} is no DNS name; names only, without ports")));
+            return Err(ConfigError(format!(
+                "--ca-dns-names: {bad:?} is no DNS name; names only, without ports (Helm: controller.caDnsNames)"
+            )));
         }
         let ports = [self.ca_addr, self.admin_addr, self.metrics_addr, self.readiness_addr];
         super::distinct("--ca-addr, --admin-addr, --metrics-addr, --readiness-addr", &ports)?;

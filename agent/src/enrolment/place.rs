@@ -129,7 +129,7 @@ async fn prepare_at(
 }
 
 async fn look(uid: &str, pod: &PodEnrolment, containers: Vec<String>) -> Result<Found, PlaceError> {
-    let (uid, has_runtime_class) = (uid.to_owned(), pod.runtime_class.is_some());
+    let (uid, has_runtime_class) = (pod.node_uid.as_deref().unwrap_or(uid).to_owned(), pod.runtime_class.is_some());
     let look = move || {
         let wanted = Wanted { uid: &uid, containers: &containers, has_runtime_class };
         discovery::find(&PathBuf::from(PROC), wanted)

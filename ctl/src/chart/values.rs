@@ -142,6 +142,8 @@ struct Controller {
     pod_disruption_budget: Switch,
     /// `NAMESPACE/NAME` of service accounts, besides the chart's own agents'.
     trusted_node_accounts: Vec<String>,
+    /// Besides those of the Service `culvert-controller`.
+    ca_dns_names: Vec<String>,
     pod_annotations: BTreeMap<String, String>,
     pod_labels: BTreeMap<String, String>,
     env: BTreeMap<String, Scalar>,

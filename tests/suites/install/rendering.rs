@@ -61,6 +61,7 @@ controller:
   affinity: {podAntiAffinity: {}}
   tolerations: [{operator: Exists}]
   trustedNodeAccounts: [istio-system/ztunnel, other/agent]
+  caDnsNames: [istiod.istio-system.svc, ca.example.com]
   podAnnotations: {a: "1"}
   podLabels: {b: c}
   env: {A: 1}

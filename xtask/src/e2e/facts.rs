@@ -18,6 +18,7 @@ pub(super) const ALL: &[(&str, Fact)] = &[
     ("labelled: running pods are in the mesh without a restart, and the wire holds no byte of payload", labelled),
     ("two pods of one node are encrypted to each other; the outside is reached, and reaches, in plaintext", same_node),
     ("a new pod is in the mesh before its containers start: its first packet is encrypted", new_pod),
+    ("a static pod, known to the API server under another UID, is in the mesh as well", static_pod),
     ("a DENY policy is enforced, and lifted", policy),
     ("a pod that comes up on the other node is found there, and back", rescheduled),
     ("API server away: traffic and policy go on; an agent restarted meanwhile says that it has a snapshot", outage),
@@ -73,6 +74,31 @@ fn new_pod(world: &mut World) -> Result<()> {
     must(got.contains(SECRET), "the first call of a new pod is answered")?;
     encrypted(wire)?;
     await_redirection(world, SHOP, "eager", true)
+}
+
+/// The kubelet runs it from a file, and shows it to the API server by a mirror that has a UID of its own.
+fn static_pod(world: &mut World) -> Result<()> {
+    // Once while an agent is there to be asked by the plugin, and once found by its cgroup.
+    world.node(1).write_static_pod("fixed", &pod(SHOP, "fixed", "n1"))?;
+    world.await_running(SHOP, "fixed-n1")?;
+    await_redirection(world, SHOP, "fixed-n1", true)?;
+    for labelled in [false, true] {
+        world.cluster.kubectl(&[
+            "label",
+            "pod",
+            "fixed-n1",
+            "--namespace",
+            SHOP,
+            "--overwrite",
+            &format!("istio.io/dataplane-mode={}", if labelled { "ambient" } else { "none" }),
+        ])?;
+        await_redirection(world, SHOP, "fixed-n1", labelled)?;
+    }
+    let wire = world.capture_wire()?;
+    must(world.call(SHOP, "fixed-n1", world.service)?, "a call from a static pod")?;
+    encrypted(wire)?;
+    world.node(1).remove_static_pod("fixed")?;
+    eventually(LIMIT, "the static pod to be gone", || world.pod(SHOP, "fixed-n1").is_err().then_some(()))
 }
 
 fn rescheduled(world: &mut World) -> Result<()> {

@@ -69,7 +69,7 @@ impl Mesh {
         if self.own_node.as_ref().is_some_and(|own| *own != facts.node) {
             return None;
         }
-        match (&sandbox.uid, &pod.uid) {
+        match (&sandbox.uid, pod.node_uid.as_ref().or(pod.uid.as_ref())) {
             (Some(sandbox), Some(pod)) if sandbox != pod => None,
             _ => Some(sandbox),
         }
@@ -180,6 +180,18 @@ mod tests {
         assert_eq!(verdict(&snapshot), SandboxVerdict::NoPod);
         assert_eq!(snapshot.enrolled_pods_on("n1").next().unwrap().netns, None);
         assert!(snapshot.workload_by_address("10.0.0.9".parse().unwrap()).is_none());
+    }
+
+    #[test]
+    fn a_static_pods_sandbox_has_the_uid_of_the_node_and_not_its_mirrors() {
+        let mut mesh = mesh(NAMESPACE);
+        mesh.set_sandbox(name(), Some(sandbox("hash", &["10.0.0.9"])));
+        let mirror = pod("u1", "{phase: Pending}")
+            .replace("uid: u1", "uid: u1, annotations: {kubernetes.io/config.mirror: hash}");
+        let snapshot = step(&mut mesh, &mirror);
+        assert_eq!(verdict(&snapshot), SandboxVerdict::In("u1".into()));
+        let enrolled = snapshot.enrolled_pods_on("n1").next().unwrap();
+        assert_eq!((&*enrolled.uid, enrolled.node_uid.as_deref()), ("u1", Some("hash")));
     }
 
     #[test]

@@ -83,6 +83,9 @@ impl Endpoint {
 pub struct PodEnrolment {
     /// The pod's UID (`metadata.uid`), or its workload UID where an object from a file has none.
     pub uid: Arc<str>,
+    /// The UID by which the kubelet and the container runtime know it, where that is another: a static pod is known to
+    /// the API server by a mirror of it.
+    pub node_uid: Option<Arc<str>>,
     /// The workload: name, namespace, addresses, identity.
     pub workload: Arc<Workload>,
     /// The path of its network namespace, where the pod names it (annotation `culvert.dev/netns`).

@@ -319,6 +319,7 @@ impl Mesh {
         };
         (!facts.node.is_empty()).then(|| PodEnrolment {
             uid: pod.uid.clone().unwrap_or_else(|| workload.uid.0.clone()),
+            node_uid: pod.node_uid.clone(),
             workload: workload.clone(),
             netns,
             bypass_inbound: enrol.bypass_inbound,

@@ -110,6 +110,8 @@ pub(crate) enum WorkloadSource {
 pub(crate) struct PodFacts {
     /// `None` for a pod of another node, as `netns`: what is only of use where the pod is enrolled.
     pub(crate) uid: Option<Arc<str>>,
+    /// What the kubelet and the container runtime call it, where that is not `uid`: a static pod.
+    pub(crate) node_uid: Option<Arc<str>>,
     pub(crate) netns: Option<Arc<str>>,
     pub(crate) outbound_rules: Option<Arc<Rules>>,
     /// What it says of its enrolment, beside its labels.

@@ -53,6 +53,7 @@ pub(crate) fn translate(
     let template = TemplateFacts {
         source: WorkloadSource::Pod(PodFacts {
             uid: meta.uid.as_deref().filter(|_| is_own).map(Arc::from),
+            node_uid: metadata::annotation(meta, annotation::MIRROR).filter(|_| is_own).map(Arc::from),
             netns: metadata::annotation(meta, annotation::NETNS).filter(|_| is_own).map(Arc::from),
             outbound_rules: bypass::of_pod(meta, findings).filter(|_| is_own),
             traits: traits(meta, host_network, findings),

@@ -4,6 +4,7 @@ use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use culvert_api::k8s_openapi::api::core::v1::{Namespace, Pod};
+use culvert_api::names::annotation;
 use culvert_core::enrolment::{EnrolmentRules, PodTraits, Why, eligibility};
 use culvert_core::mesh::{Sandbox, SandboxVerdict, Snapshot};
 use culvert_core::workload::NamespacedName;
@@ -149,7 +150,11 @@ impl Shared {
             };
         };
         let (found, namespace) = tokio::join!(pods.find(pod), pods.find_namespace(&pod.namespace));
-        let found = found.filter(|found| uid.is_none_or(|uid| found.metadata.uid.as_deref() == Some(uid)));
+        let on_node = |found: &Pod| {
+            let mirrored = found.metadata.annotations.as_ref().and_then(|known| known.get(annotation::MIRROR));
+            mirrored.or(found.metadata.uid.as_ref()).cloned()
+        };
+        let found = found.filter(|found| uid.is_none_or(|uid| on_node(found).as_deref() == Some(uid)));
         let belongs = match (&found, &namespace) {
             (Some(found), Some(namespace)) => belongs(&self.context.rules, found, namespace),
             _ => false,
