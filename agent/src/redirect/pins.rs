@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use culvert_core::address::NetnsCookie;
@@ -15,6 +16,9 @@ use super::error::LoadError;
 /// What the name of a pin ends in before it takes the place of an earlier one.
 pub(super) const UNFINISHED: &str = "-new";
 
+/// The directory that the kernel makes for a bpffs.
+const BPF: &str = "/sys/fs/bpf";
+
 /// The directories of this layout's pins.
 #[derive(Clone, Debug)]
 pub(super) struct Pins {
@@ -23,14 +27,19 @@ pub(super) struct Pins {
 }
 
 impl Pins {
-    /// Makes the directories, mounting a bpffs where there is none.
+    /// Makes the directories, mounting a bpffs where there is none; but not in a container, with which it would end, and
+    /// with it the capture of pods.
     pub(super) fn open(root: &Path) -> Result<Self, LoadError> {
         let wrong = |reason: String| LoadError::Pins { path: root.to_path_buf(), reason };
         mount_bpffs(root).map_err(|error| {
             if error.kind() == io::ErrorKind::PermissionDenied {
                 return LoadError::Privilege(format!("mounting a bpffs at {}", root.display()));
             }
-            wrong(format!("cannot mount a bpffs: {error}; mount one there (`mount -t bpf bpf {}`)", root.display()))
+            let point = mount_point(root).display();
+            wrong(format!(
+                "cannot mount a bpffs: {error}; mount one on the node (`mount -t bpf bpf {point}`), and at each start (in \
+                 /etc/fstab: `bpf {point} bpf defaults 0 0`)"
+            ))
         })?;
         let pins = Self { root: root.to_path_buf(), version: root.join(format!("v{LAYOUT_VERSION}")) };
         for path in [pins.maps(), pins.links(), pins.pods()] {
@@ -91,6 +100,8 @@ impl Pins {
     /// Removes everything: programs are detached, maps are freed.
     pub(super) fn remove_all(&self) {
         remove_tree(&self.version);
+        // Unless another version's are there.
+        let _ = fs::remove_dir(&self.root);
     }
 }
 
@@ -99,16 +110,33 @@ fn remove_tree(path: &Path) {
     let _ = fs::remove_dir_all(path);
 }
 
+/// Whether the agent's mounts are not those of the node's first process. Where that is out of sight, they are its own
+/// affair.
+fn is_in_container() -> bool {
+    let id = |path: &str| fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
+    let (own, node) = (id("/proc/self/ns/mnt"), id("/proc/1/ns/mnt"));
+    node.is_some() && own != node
+}
+
+/// Where a bpffs for `root` belongs: directories cannot be made in sysfs, there it is the one that the kernel made for it.
+fn mount_point(root: &Path) -> &Path {
+    if root.starts_with(BPF) { Path::new(BPF) } else { root }
+}
+
 fn mount_bpffs(root: &Path) -> io::Result<()> {
-    const BPF: &str = "/sys/fs/bpf";
     let is_bpffs = |path: &Path| statfs(path).is_ok_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC);
-    // Directories cannot be made in sysfs: there the bpffs belongs on the directory that the kernel made for it.
-    let point = if root.starts_with(BPF) { Path::new(BPF) } else { root };
+    let point = mount_point(root);
     if !root.starts_with(BPF) && !is_bpffs(root.parent().unwrap_or(root)) {
         fs::create_dir_all(root)?;
     }
     if is_bpffs(point) || point.parent().is_some_and(is_bpffs) {
         return Ok(());
+    }
+    if is_in_container() {
+        return Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "the node has none, and one of this container's would end with it, and leave pods in clear",
+        ));
     }
     // Two agents that start together must not mount over each other.
     let lock = Flock::lock(File::open(point)?, FlockArg::LockExclusive).map_err(|(_, errno)| io::Error::from(errno))?;
