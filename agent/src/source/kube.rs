@@ -59,7 +59,7 @@ const PIECE: usize = 256;
 /// a list as arrives at once, which may be some hundred kilobytes.
 const WAITING_PIECES: usize = 6;
 const WAITING_UPDATES: usize = 2;
-/// How long the objects of an earlier agent wait for better ones: about as long as lists take.
+/// How long the objects of an earlier agent wait for better ones, from the start: about as long as lists take.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How often what has changed is written to disk, and how often that nothing has.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
@@ -234,11 +234,13 @@ impl Assembly {
     }
 
     async fn follow(&mut self, assembler: Assembler, time: Option<std::time::SystemTime>) -> Result<(), Ended> {
+        // The lists have come in while the objects were read, and some of them may be complete by then.
+        let patience = Instant::now() + PATIENCE;
         let mut assembler = self.recall(assembler).await?;
+        let mut is_patient = true;
         let mut is_settled = false;
         let mut is_listed = false;
         let mut was_whole = false;
-        let patience = Instant::now() + PATIENCE;
         let mut unreachable = self.board.unreachable();
         let mut save_at: Option<Instant> = None;
         let mut confirm_at = Instant::now() + CONFIRM_EVERY;
@@ -281,12 +283,12 @@ impl Assembly {
                     confirm_at += CONFIRM_EVERY;
                     assembler.confirm();
                 }
-                () = sleep_until(patience), if !is_settled && Instant::now() < patience => {}
+                () = sleep_until(patience), if is_patient => is_patient = false,
                 _ = unreachable.changed(), if !is_settled => {}
                 () = self.updates.closed() => return Err(Ended),
             }
             let is_first = !is_settled || (assembler.is_listed() && !is_listed);
-            let is_late = Instant::now() >= patience || unreachable.borrow().is_some();
+            let is_late = !is_patient || unreachable.borrow().is_some();
             is_listed = assembler.is_listed();
             if !is_settled && !is_listed && is_late && assembler.is_complete() {
                 // What this agent has listed in the meantime is among them.
