@@ -29,6 +29,8 @@ use crate::workers::Workers;
 
 /// When charge of the node's pods is tried for again after it could not be taken.
 const CHARGE_AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
+/// When the pods that were there at the start are served, after their objects are known.
+const STARTED_AFTER: std::time::Duration = std::time::Duration::from_secs(1);
 /// How long an agent that ends waits for them to be written.
 const SAVE_WITHIN: std::time::Duration = std::time::Duration::from_secs(2);
 
@@ -109,6 +111,7 @@ impl Node {
         let (snapshots, followed) = watch::channel(mesh.load_full());
         let (loaded, is_loaded) = watch::channel(false);
         let mut until_loaded = is_loaded.clone();
+        tokio::spawn(release_memory(is_loaded.clone()));
         let (quit, mut quitting) = mpsc::channel::<()>(1);
         let charge = Charge::new(self.redirect.clone());
 
@@ -259,6 +262,18 @@ impl Node {
         self.redirect.retire();
         self.telemetry.access_log().flush(std::time::Duration::from_secs(1));
         failure.map_or(Ok(()), Err)
+    }
+}
+
+/// Gives back what starting took of memory, once that is over.
+async fn release_memory(mut is_loaded: watch::Receiver<bool>) {
+    if is_loaded.wait_for(|loaded| *loaded).await.is_err() {
+        return;
+    }
+    tokio::time::sleep(STARTED_AFTER).await;
+    // A panic was reported by the runtime.
+    if let Ok(Err(error)) = tokio::task::spawn_blocking(redirect::memory::release).await {
+        tracing::debug!(%error, "the memory that starting took is not given back");
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! This is the only code that touches them, and the only `unsafe` of the agent. It knows no policy: it takes pods in
 //! ([`Redirect::prepare`], [`PreparedPod::commit`]), lets them go ([`Redirect::remove`]) and says how each is
-//! captured ([`Redirect::report`]).
+//! captured ([`Redirect::report`]). (`memory` is here for its `unsafe` alone.)
 //!
 //! Every call blocks for the time of a few system calls; `prepare` and `remove` for a few milliseconds.
 
@@ -17,6 +17,7 @@ mod error;
 mod layouts;
 mod link;
 mod listen;
+pub mod memory;
 mod netlink;
 mod netns;
 mod pins;
