@@ -9,8 +9,8 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, SockHash};
 use culvert_ebpf_common::{
-    AddressKey, Counter, Destination, Ip, ListenerKey, MAX_AGENTS, MAX_DESTINATIONS, MAX_PODS, MAX_RULES, Pod, PodRecord, PortKey,
-    Probe, Role, RuleKey, Settings,
+    AddressKey, Counter, Destination, Ip, ListenerKey, MAX_AGENTS, MAX_DESTINATIONS, MAX_PODS, MAX_RULES, Pod,
+    PodRecord, PortKey, Probe, Role, RuleKey, Settings,
 };
 
 /// The cookie of the node's network namespace.

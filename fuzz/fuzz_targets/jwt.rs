@@ -39,8 +39,7 @@ fuzz_target!(|input: &[u8]| {
     let rule = JwtRule { keys: KeySource::Inline(Arc::new(keys.clone())), ..JwtRule::default() };
     let remote = JwtRule { keys: KeySource::Url("https://keys.example".into()), ..JwtRule::default() };
     let name = NamespacedName::new("shop", "tokens");
-    let policies =
-        [Arc::new(RequestAuthentication { name, targets: Box::default(), rules: vec![rule, remote] })];
+    let policies = [Arc::new(RequestAuthentication { name, targets: Box::default(), rules: vec![rule, remote] })];
     let mut headers = http::HeaderMap::new();
     if let Ok(value) = http::HeaderValue::from_str(&format!("Bearer {text}")) {
         headers.insert(http::header::AUTHORIZATION, value);
