@@ -55,8 +55,8 @@ fn a_running_pod_is_found_though_a_foreign_process_sits_in_its_cgroup() -> Resul
     ensure!(ask(&o.place(), at(pod.ipv4())).is_ok(), "captured by nobody's process");
 
     let mut own = idle(&pod.place(), sleep)?;
-    agent.wait_ready(START)?;
-    ensure!(ask(&o.place(), at(pod.ipv4())).is_err(), "plaintext is accepted\n{}", agent.log());
+    eventually(START, "the pod to refuse plaintext", || ask(&o.place(), at(pod.ipv4())).is_err().then_some(()))
+        .with_context(|| agent.log())?;
     reaches(pod, o).with_context(|| agent.log())?;
     ensure!(ask(&o.place(), at(b.ipv4())).is_ok(), "the other pod was captured");
 

@@ -26,6 +26,8 @@ fn an_agent_in_a_container_refuses_a_node_without_a_bpffs_and_names_the_cure() {
     command.args(["node", "--node-name", "n1", "--pin-dir", "/sys/fs/bpf/in-a-container"]);
     command.arg("--config-dir").arg(&config).arg("--ca-dir").arg(config.with_extension("ca"));
     command.arg("--cgroup").arg(node.kubepods());
+    // As the kubelet does; where the node's first process is out of sight, nothing else tells.
+    command.env("KUBERNETES_SERVICE_HOST", "10.96.0.1");
     let ended = Process::spawn("culvert node", command).unwrap().finish(Duration::from_secs(20)).unwrap();
     assert!(!ended.status.success());
     let said = ended.stdout + &ended.stderr;

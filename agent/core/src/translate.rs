@@ -61,13 +61,33 @@ pub(crate) struct Findings<'a> {
 impl Finding {
     /// A finding that says that `object`, or a part of it, has no effect.
     pub fn error(object: ObjectRef, field: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { object, field: field.into(), severity: Severity::Error, message: message.into() }
+        Self::new(object, Severity::Error, field.into(), message.into())
     }
 
     /// A finding that says that `object` does something else than it seems to.
     pub fn warning(object: ObjectRef, field: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { object, field: field.into(), severity: Severity::Warning, message: message.into() }
+        Self::new(object, Severity::Warning, field.into(), message.into())
     }
+
+    /// Names and values in it are what anyone wrote: none of them begins a line of its own.
+    fn new(object: ObjectRef, severity: Severity, field: String, message: String) -> Self {
+        Self { object, field: on_one_line(field), severity, message: on_one_line(message) }
+    }
+}
+
+/// The text with control characters as they are escaped in Rust.
+fn on_one_line(text: String) -> String {
+    if !text.contains(char::is_control) {
+        return text;
+    }
+    text.chars().fold(String::with_capacity(text.len()), |mut line, c| {
+        if c.is_control() {
+            line.extend(c.escape_default());
+        } else {
+            line.push(c);
+        }
+        line
+    })
 }
 
 impl fmt::Display for Finding {
@@ -77,5 +97,19 @@ impl fmt::Display for Finding {
             Severity::Error => "error",
         };
         write!(f, "{severity}: {}: {}: {}", self.object, self.field, self.message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use culvert_api::{Kind, ObjectRef};
+
+    use super::Finding;
+
+    #[test]
+    fn a_finding_is_one_line_whatever_an_object_is_called() {
+        let object = ObjectRef::new(Kind::VirtualService, "shop", "cart");
+        let finding = Finding::error(object, "spec.http[\n0]", "no VirtualService a\u{1b}[31m\nb");
+        assert_eq!((&*finding.field, &*finding.message), ("spec.http[\\n0]", "no VirtualService a\\u{1b}[31m\\nb"));
     }
 }

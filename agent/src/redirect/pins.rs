@@ -110,9 +110,13 @@ fn remove_tree(path: &Path) {
     let _ = fs::remove_dir_all(path);
 }
 
-/// Whether the agent's mounts are not those of the node's first process. Where that is out of sight, they are its own
-/// affair.
+/// Whether the agent runs in a pod, or its mounts are not those of the node's first process. Where that is out of sight,
+/// they are its own affair.
 fn is_in_container() -> bool {
+    // The kubelet sets it in every container.
+    if std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() {
+        return true;
+    }
     let id = |path: &str| fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
     let (own, node) = (id("/proc/self/ns/mnt"), id("/proc/1/ns/mnt"));
     node.is_some() && own != node
