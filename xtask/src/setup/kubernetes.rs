@@ -19,9 +19,9 @@ const GO: &str = "1.19";
 /// From packages.
 const PACKAGED: [&str; 2] = ["etcd", "kubectl"];
 /// What the suites start.
-pub(super) const SERVER: &[&str] = &["kube-apiserver", "kube-controller-manager"];
+pub(super) const SERVER: &[&str] = &["kube-apiserver", "kube-controller-manager", "kube-scheduler"];
 /// What a node wants besides.
-pub(super) const NODE: &[&str] = &["kubelet", "kube-scheduler"];
+pub(super) const NODE: &[&str] = &["kubelet"];
 
 /// Whether all of these are there, ours or those of `$KUBEBUILDER_ASSETS`.
 pub(super) fn are_there(programs: &[&str]) -> bool {
