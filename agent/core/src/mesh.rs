@@ -365,10 +365,7 @@ impl Mesh {
         let root = &self.current.options.root_namespace;
         let policy = object.as_deref().and_then(|object| translate::authorization_policy(object, root, findings));
         self.current.policies.set(&name, policy);
-        match object {
-            Some(object) => self.policies.insert(name, object),
-            None => self.policies.remove(&name),
-        };
+        put(&mut self.policies, name, object);
     }
 
     fn set_peer_authentication(
@@ -380,10 +377,7 @@ impl Mesh {
         let root = &self.current.options.root_namespace;
         let policy = object.as_deref().and_then(|object| translate::peer_authentication(object, root, findings));
         self.current.peer_authentications.set(&name, policy);
-        match object {
-            Some(object) => self.peer_authentications.insert(name, object),
-            None => self.peer_authentications.remove(&name),
-        };
+        put(&mut self.peer_authentications, name, object);
     }
 
     fn set_request_authentication(
@@ -395,10 +389,7 @@ impl Mesh {
         let root = &self.current.options.root_namespace;
         let policy = object.as_deref().and_then(|object| translate::request_authentication(object, root, findings));
         self.current.request_authentications.set(&name, policy);
-        match object {
-            Some(object) => self.request_authentications.insert(name, object),
-            None => self.request_authentications.remove(&name),
-        };
+        put(&mut self.request_authentications, name, object);
     }
 
     fn set_findings(&mut self, object: ObjectRef, findings: Vec<Finding>) {
@@ -495,6 +486,14 @@ fn set_findings(of: &mut OrdMap<ObjectRef, Arc<[Finding]>>, object: ObjectRef, f
     } else {
         of.insert(object, findings.into());
     }
+}
+
+/// Puts `object` in the place of the one of this name; `None` removes it.
+fn put<T>(objects: &mut HashMap<NamespacedName, Box<T>>, name: NamespacedName, object: Option<Box<T>>) {
+    match object {
+        Some(object) => objects.insert(name, object),
+        None => objects.remove(&name),
+    };
 }
 
 fn name_of(object: &ObjectRef) -> NamespacedName {

@@ -14,7 +14,7 @@ use culvert_api::security::{self, AuthorizationPolicySpec};
 use culvert_api::{Kind, ObjectRef};
 
 use self::field::{FieldKind, read};
-use super::Finding;
+use super::{Finding, Findings};
 use crate::policy::{
     Action, Alternative, AuthorizationPolicy, Clause, ClauseKind, Condition, PolicyTarget, Rule, Scope,
 };
@@ -37,7 +37,7 @@ pub fn authorization_policy(
         object.metadata.name.as_deref().unwrap_or_default(),
     );
     let reference = ObjectRef::new(Kind::AuthorizationPolicy, name.namespace.clone(), name.name.clone());
-    let mut report = Report { object: reference, findings };
+    let mut report = Findings { object: reference, list: findings };
     let place = place(&object.spec, &name.namespace, root_namespace, &mut report)?;
     let action = enforced_action(&object.spec, &place, &mut report)?;
     let selector = object.spec.selector.as_ref();
@@ -74,7 +74,7 @@ fn place(
     spec: &AuthorizationPolicySpec,
     namespace: &str,
     root_namespace: &str,
-    report: &mut Report<'_>,
+    report: &mut Findings<'_>,
 ) -> Option<Place> {
     let refs: Vec<_> = targets::written(spec.target_ref.as_ref(), &spec.target_refs).collect();
     let Some((field, _)) = refs.first() else { return Some(Place::Nodes) };
@@ -88,7 +88,7 @@ fn place(
 }
 
 /// Who is asked, for CUSTOM.
-fn provider(spec: &AuthorizationPolicySpec, action: Action, report: &mut Report<'_>) -> Arc<str> {
+fn provider(spec: &AuthorizationPolicySpec, action: Action, report: &mut Findings<'_>) -> Arc<str> {
     let name = spec.provider.as_ref().and_then(|provider| provider.name.as_deref()).unwrap_or_default();
     match (action, name) {
         (Action::Custom, "") => report.error("spec.provider.name", "is missing: what matches is denied"),
@@ -99,23 +99,7 @@ fn provider(spec: &AuthorizationPolicySpec, action: Action, report: &mut Report<
     if action == Action::Custom { name.into() } else { "".into() }
 }
 
-/// Where findings go.
-struct Report<'a> {
-    object: ObjectRef,
-    findings: &'a mut Vec<Finding>,
-}
-
-impl Report<'_> {
-    fn error(&mut self, field: impl Into<String>, message: impl Into<String>) {
-        self.findings.push(Finding::error(self.object.clone(), field, message));
-    }
-
-    fn warning(&mut self, field: impl Into<String>, message: impl Into<String>) {
-        self.findings.push(Finding::warning(self.object.clone(), field, message));
-    }
-}
-
-fn enforced_action(spec: &AuthorizationPolicySpec, place: &Place, report: &mut Report<'_>) -> Option<Action> {
+fn enforced_action(spec: &AuthorizationPolicySpec, place: &Place, report: &mut Findings<'_>) -> Option<Action> {
     let action = match (spec.action, place) {
         (security::Action::Allow, _) => return Some(Action::Allow),
         (security::Action::Deny, _) => Action::Deny,
@@ -176,7 +160,7 @@ pub(super) fn readable_labels(selector: &WorkloadSelector, mut report: impl FnMu
     labels
 }
 
-fn dry_run(object: &security::AuthorizationPolicy, action: Action, report: &mut Report<'_>) -> bool {
+fn dry_run(object: &security::AuthorizationPolicy, action: Action, report: &mut Findings<'_>) -> bool {
     let value = object.metadata.annotations.as_ref().and_then(|all| all.get(annotation::DRY_RUN));
     match value.map(String::as_str) {
         Some("true" | "True" | "TRUE" | "t" | "T" | "1") if action == Action::Custom => {
@@ -199,7 +183,7 @@ struct Reader<'a, 'r> {
     namespace: &'a str,
     action: Action,
     at_waypoints: bool,
-    report: &'a mut Report<'r>,
+    report: &'a mut Findings<'r>,
 }
 
 /// A field by its name: what its values stand for, whether it is a `not…` field, and the values.

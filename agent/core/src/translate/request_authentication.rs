@@ -10,8 +10,8 @@ use culvert_api::security::{self, JwtRule as Written, RequestAuthenticationSpec}
 use culvert_api::{Kind, ObjectRef};
 use http::HeaderName;
 
-use super::Finding;
 use super::authorization_policy::targets;
+use super::{Finding, Findings};
 use crate::authentication::claims::audience;
 use crate::authentication::keys::KeySet;
 use crate::authentication::location::Location;
@@ -38,7 +38,7 @@ pub fn request_authentication(
         object.metadata.name.as_deref().unwrap_or_default(),
     );
     let object_ref = ObjectRef::new(Kind::RequestAuthentication, name.namespace.clone(), name.name.clone());
-    let mut report = Report { object: object_ref, findings };
+    let mut report = Findings { object: object_ref, list: findings };
     let spec = &object.spec;
     let refs: Vec<_> = targets::written(spec.target_ref.as_ref(), &spec.target_refs).collect();
     if refs.is_empty() {
@@ -60,26 +60,15 @@ pub fn request_authentication(
     Some(RequestAuthentication { name, targets, rules })
 }
 
-struct Report<'a> {
-    object: ObjectRef,
-    findings: &'a mut Vec<Finding>,
-}
-
-impl Report<'_> {
-    fn error(&mut self, field: impl Into<String>, message: impl Into<String>) {
-        self.findings.push(Finding::error(self.object.clone(), field, message));
-    }
-}
-
 /// Reads one rule.
 struct Reader<'a, 'r> {
     path: String,
     broken: Option<Box<str>>,
-    report: &'a mut Report<'r>,
+    report: &'a mut Findings<'r>,
 }
 
 impl<'a, 'r> Reader<'a, 'r> {
-    fn new(spec: &RequestAuthenticationSpec, i: usize, report: &'a mut Report<'r>) -> Self {
+    fn new(spec: &RequestAuthenticationSpec, i: usize, report: &'a mut Findings<'r>) -> Self {
         let path = format!("spec.jwtRules[{i}]");
         // Whoever misspells `audiences` must not accept every audience.
         let concerns = |field: &&String| {

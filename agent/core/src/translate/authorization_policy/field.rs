@@ -1,10 +1,10 @@
 //! One list of values.
 
-use super::Report;
 use crate::policy::{
     Action, Attribute, ClaimPath, Condition, Networks, PathTemplate, Paths, Ports, Principals, RequestAttribute,
     ServiceAccounts, Strings, has_inner_wildcard,
 };
+use crate::translate::Findings;
 
 /// The most `serviceAccounts` of a source, and the most characters of each, by Istio's CRD.
 const MAX_SERVICE_ACCOUNTS: (usize, usize) = (16, 320);
@@ -99,7 +99,7 @@ pub(super) fn read(
     values: &[String],
     namespace: &str,
     action: Action,
-    report: &mut Report<'_>,
+    report: &mut Findings<'_>,
 ) -> Condition {
     let denies = action.restricts();
     let mut usable = Vec::with_capacity(values.len());
