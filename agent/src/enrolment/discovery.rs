@@ -144,6 +144,7 @@ fn is_name(known: &str, name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::files::testing::TempDir;
 
     const UID: &str = "0a1b2c3d-1111-2222-3333-444455556666";
 
@@ -163,9 +164,8 @@ mod tests {
     }
 
     /// A procfs of files: `(pid, cgroup, start, comm, namespace)`.
-    fn proc(name: &str, processes: &[(u32, &str, u64, &str, &str)]) -> PathBuf {
-        let root = std::env::temp_dir().join(format!("culvert-proc-{}-{name}", std::process::id()));
-        let _ = fs::remove_dir_all(&root);
+    fn proc(processes: &[(u32, &str, u64, &str, &str)]) -> TempDir {
+        let root = TempDir::new();
         for (pid, cgroup, start, comm, namespace) in processes {
             let process = root.join(pid.to_string());
             fs::create_dir_all(process.join("ns")).unwrap();
@@ -192,16 +192,13 @@ mod tests {
     #[test]
     fn every_namespace_of_the_pod_is_a_candidate_and_the_oldest_process_is_first() {
         let (own, other) = (pod(UID), pod("ffffffff-1111-2222-3333-444455556666"));
-        let root = proc(
-            "oldest",
-            &[
-                (10, &own, 900, "nsenter", "host"),
-                (11, &own, 500, "pause", "pod"),
-                (12, &own, 600, "app", "pod"),
-                (13, &other, 100, "pause", "other"),
-                (14, "0::/\n", 1, "init", "host"),
-            ],
-        );
+        let root = proc(&[
+            (10, &own, 900, "nsenter", "host"),
+            (11, &own, 500, "pause", "pod"),
+            (12, &own, 600, "app", "pod"),
+            (13, &other, 100, "pause", "other"),
+            (14, "0::/\n", 1, "init", "host"),
+        ]);
         let found = find(&root, wanted(false));
         assert_eq!(found.netns, [root.join("11/ns/net"), root.join("10/ns/net")]);
         assert_eq!(found.foreign_kernel, None);
@@ -211,15 +208,15 @@ mod tests {
     #[test]
     fn another_kernel_is_known_by_its_oldest_process_or_by_any_where_a_runtime_was_asked_for() {
         let own = pod(UID);
-        let sandbox = proc("runsc", &[(20, &own, 5, "runsc-sandbox", "pod"), (21, &own, 6, "app", "pod")]);
+        let sandbox = proc(&[(20, &own, 5, "runsc-sandbox", "pod"), (21, &own, 6, "app", "pod")]);
         let (name, whose) = find(&sandbox, wanted(false)).foreign_kernel.unwrap();
         assert_eq!((name.as_str(), whose), ("runsc-sandbox", "gVisor"));
         // A pod that calls a process of its own so is not let off.
-        let forged = proc("forged", &[(20, &own, 5, "pause", "pod"), (21, &own, 6, "qemu-system-x86", "pod")]);
+        let forged = proc(&[(20, &own, 5, "pause", "pod"), (21, &own, 6, "qemu-system-x86", "pod")]);
         assert_eq!(find(&forged, wanted(false)).foreign_kernel, None);
         assert_eq!(find(&forged, wanted(true)).foreign_kernel.unwrap().1, "Kata Containers");
         // The kernel keeps 15 bytes of a name.
-        let shim = proc("shim", &[(20, &own, 5, "containerd-shim", "pod"), (21, &own, 9, "cloud-hyperviso", "pod")]);
+        let shim = proc(&[(20, &own, 5, "containerd-shim", "pod"), (21, &own, 9, "cloud-hyperviso", "pod")]);
         assert_eq!(find(&shim, wanted(false)).foreign_kernel, None);
         assert_eq!(find(&shim, wanted(true)).foreign_kernel.unwrap().1, "Kata Containers");
     }
@@ -227,7 +224,7 @@ mod tests {
     #[test]
     fn containers_lead_to_pods_that_have_no_cgroup() {
         let id = "3f9c8e7d6b5a49382716059483726150f1e2d3c4b5a697887766554433221100".to_owned();
-        let root = proc("ids", &[(30, &format!("5:memory:/{id}\n0::/\n"), 5, "app", "pod")]);
+        let root = proc(&[(30, &format!("5:memory:/{id}\n0::/\n"), 5, "app", "pod")]);
         assert_eq!(find(&root, wanted(false)), Found::default());
         let found = find(&root, Wanted { containers: &[id], ..wanted(false) });
         assert_eq!(found.netns, [root.join("30/ns/net")]);

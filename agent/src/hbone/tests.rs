@@ -100,15 +100,10 @@ impl Redial for Redialled {
 }
 
 async fn certificate() -> Arc<WorkloadCertificate> {
-    static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-    let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    let directory = std::env::temp_dir().join(format!("culvert-tunnel-test-{}-{number}", std::process::id()));
-    std::fs::create_dir_all(&directory).unwrap();
+    let directory = crate::files::testing::TempDir::new();
     let ca = DirectoryCa::open(&directory).unwrap();
     let store = CertificateStore::new(ca, StoreOptions::default());
-    let certificate = store.fetch(&Identity::new("cluster.local", "shop", "cart")).await.unwrap();
-    std::fs::remove_dir_all(&directory).unwrap();
-    certificate
+    store.fetch(&Identity::new("cluster.local", "shop", "cart")).await.unwrap()
 }
 
 /// A server's tunnels on loopback; every connection is one.

@@ -154,11 +154,12 @@ fn mount_bpffs(root: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::files::testing::TempDir;
 
     #[test]
     fn a_pin_that_was_never_finished_is_collected_and_the_others_stay() {
-        let root = std::env::temp_dir().join(format!("culvert-pins-{}", std::process::id()));
-        let pins = Pins { root: root.clone(), version: root.join("v0") };
+        let root = TempDir::new();
+        let pins = Pins { root: root.to_path_buf(), version: root.join("v0") };
         fs::create_dir_all(pins.pods()).unwrap();
         for name in ["17", "17-new", "18-new"] {
             fs::write(pins.pods().join(name), []).unwrap();
@@ -167,6 +168,5 @@ mod tests {
         let left: Vec<_> = fs::read_dir(pins.pods()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(left, ["17"]);
         assert_eq!(pins.pinned_pods(), [NetnsCookie(17)]);
-        fs::remove_dir_all(root).unwrap();
     }
 }

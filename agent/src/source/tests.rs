@@ -5,16 +5,14 @@ use std::time::Duration;
 use culvert_api::Object;
 
 use super::*;
+use crate::files::testing::TempDir;
 
-/// A directory of its own, removed at the end.
-struct TempDir(PathBuf);
+/// A watched directory of a test's own.
+struct Watched(TempDir);
 
-impl TempDir {
-    fn new(test: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("culvert-source-{test}-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&path);
-        std::fs::create_dir_all(&path).unwrap();
-        Self(path)
+impl Watched {
+    fn new() -> Self {
+        Self(TempDir::new())
     }
 
     fn write(&self, name: &str, text: &str) {
@@ -31,17 +29,11 @@ impl TempDir {
 
     /// A scanner as an agent that starts has it.
     fn scanner(&self) -> Scanner {
-        Scanner::new(self.0.clone()).keeping(LastGood::new(self.copies()))
+        Scanner::new(self.0.to_path_buf()).keeping(LastGood::new(self.copies()))
     }
 
     fn remove(&self, name: &str) {
         std::fs::remove_file(self.0.join(name)).unwrap();
-    }
-}
-
-impl Drop for TempDir {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
@@ -104,8 +96,8 @@ fn errors(scanner: &Scanner) -> Vec<String> {
 
 #[test]
 fn files_come_change_and_go() {
-    let directory = TempDir::new("files");
-    let (mut scanner, mut seen) = (Scanner::new(directory.0.clone()), Seen::default());
+    let directory = Watched::new();
+    let (mut scanner, mut seen) = (Scanner::new(directory.0.to_path_buf()), Seen::default());
     directory.write("a.yaml", &(pod("a", "x") + &pod("b", "x")));
     directory.write("b.yml", &pod("c", "x"));
     directory.write("c.json", &pod("d", "x"));
@@ -140,8 +132,8 @@ fn reports(scanner: &mut Scanner) -> Vec<(String, usize, String)> {
 
 #[test]
 fn what_is_wrong_with_an_object_is_said_of_it_until_it_is_mended_or_gone() {
-    let directory = TempDir::new("reports");
-    let mut scanner = Scanner::new(directory.0.clone());
+    let directory = Watched::new();
+    let mut scanner = Scanner::new(directory.0.to_path_buf());
     let policy = |spec: &str| {
         format!(
             "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: p, namespace: shop}}\n\
@@ -166,8 +158,8 @@ fn what_is_wrong_with_an_object_is_said_of_it_until_it_is_mended_or_gone() {
 
 #[test]
 fn a_broken_file_keeps_its_last_good_objects_and_no_other_files() {
-    let directory = TempDir::new("broken");
-    let (mut scanner, mut seen) = (Scanner::new(directory.0.clone()), Seen::default());
+    let directory = Watched::new();
+    let (mut scanner, mut seen) = (Scanner::new(directory.0.to_path_buf()), Seen::default());
     directory.write("a.yaml", &pod("a", "x"));
     directory.write("b.yaml", &pod("b", "x"));
     scan(&mut scanner, &mut seen);
@@ -187,8 +179,8 @@ fn a_broken_file_keeps_its_last_good_objects_and_no_other_files() {
 
 #[test]
 fn a_file_that_was_never_whole_is_taken_as_far_as_it_goes() {
-    let directory = TempDir::new("partial");
-    let (mut scanner, mut seen) = (Scanner::new(directory.0.clone()), Seen::default());
+    let directory = Watched::new();
+    let (mut scanner, mut seen) = (Scanner::new(directory.0.to_path_buf()), Seen::default());
     directory.write("a.yaml", &format!("{}---\nkind: [\n{}", pod("a", "x"), pod("b", "x")));
     scan(&mut scanner, &mut seen);
     assert!(seen.is(&[("a", "x"), ("b", "x")]), "{:?}", seen.0);
@@ -197,8 +189,8 @@ fn a_file_that_was_never_whole_is_taken_as_far_as_it_goes() {
 
 #[test]
 fn an_unknown_kind_does_not_hold_up_the_rest_of_its_file() {
-    let directory = TempDir::new("unknown");
-    let (mut scanner, mut seen) = (Scanner::new(directory.0.clone()), Seen::default());
+    let directory = Watched::new();
+    let (mut scanner, mut seen) = (Scanner::new(directory.0.to_path_buf()), Seen::default());
     directory.write("a.yaml", &pod("a", "x"));
     scan(&mut scanner, &mut seen);
     directory
@@ -210,8 +202,8 @@ fn an_unknown_kind_does_not_hold_up_the_rest_of_its_file() {
 
 #[test]
 fn an_object_in_two_files_is_the_first_ones_until_that_lets_go() {
-    let directory = TempDir::new("twice");
-    let (mut scanner, mut seen) = (Scanner::new(directory.0.clone()), Seen::default());
+    let directory = Watched::new();
+    let (mut scanner, mut seen) = (Scanner::new(directory.0.to_path_buf()), Seen::default());
     directory.write("b.yaml", &pod("a", "b"));
     scan(&mut scanner, &mut seen);
     directory.write("a.yaml", &pod("a", "a"));
@@ -231,16 +223,16 @@ fn an_object_in_two_files_is_the_first_ones_until_that_lets_go() {
 
 #[test]
 fn a_directory_that_disappears_keeps_its_objects_and_says_so() {
-    let directory = TempDir::new("gone");
-    let (mut scanner, mut seen) = (Scanner::new(directory.0.clone()), Seen::default());
+    let directory = Watched::new();
+    let (mut scanner, mut seen) = (Scanner::new(directory.0.to_path_buf()), Seen::default());
     directory.write("a.yaml", &pod("a", "x"));
     scan(&mut scanner, &mut seen);
-    std::fs::remove_dir_all(&directory.0).unwrap();
+    std::fs::remove_dir_all(directory.0.path()).unwrap();
     scan(&mut scanner, &mut seen);
     assert!(seen.is(&[("a", "x")]), "{:?}", seen.0);
     assert!(scanner.status().problem.unwrap().contains("stay as they were"));
 
-    std::fs::create_dir_all(&directory.0).unwrap();
+    std::fs::create_dir_all(directory.0.path()).unwrap();
     directory.write("b.yaml", &pod("b", "x"));
     scan(&mut scanner, &mut seen);
     assert!(seen.is(&[("b", "x")]), "{:?}", seen.0);
@@ -249,8 +241,8 @@ fn a_directory_that_disappears_keeps_its_objects_and_says_so() {
 
 #[test]
 fn what_is_not_a_file_of_bounded_size_is_refused_in_one_line() {
-    let directory = TempDir::new("odd");
-    let (mut scanner, mut seen) = (Scanner::new(directory.0.clone()), Seen::default());
+    let directory = Watched::new();
+    let (mut scanner, mut seen) = (Scanner::new(directory.0.to_path_buf()), Seen::default());
     directory.write("big.yaml", &"# x\n".repeat(3 << 20));
     std::fs::write(directory.0.join("binary.yaml"), [0xff, 0xfe, 0, 1]).unwrap();
     directory.write("empty.yaml", "");
@@ -274,7 +266,7 @@ async fn until(source: &mut Directory, seen: &mut Seen, expected: &[(&str, &str)
 
 #[test]
 fn a_file_that_is_broken_when_an_agent_starts_holds_what_it_did_when_it_was_last_in_order() {
-    let directory = TempDir::new("restart");
+    let directory = Watched::new();
     directory.write("a.yaml", &(pod("a", "x") + &pod("b", "x")));
     directory.write("b.yaml", &pod("c", "x"));
     scan(&mut directory.scanner(), &mut Seen::default());
@@ -299,7 +291,7 @@ fn a_file_that_is_broken_when_an_agent_starts_holds_what_it_did_when_it_was_last
 
 #[test]
 fn objects_may_be_missing_until_a_file_is_mended_of_which_nothing_is_known() {
-    let directory = TempDir::new("unknown");
+    let directory = Watched::new();
     directory.write("a.yaml", &(pod("a", "x") + "---\nkind: ["));
     let (mut scanner, mut seen) = (directory.scanner(), Seen::default());
     scan(&mut scanner, &mut seen);
@@ -317,7 +309,7 @@ fn objects_may_be_missing_until_a_file_is_mended_of_which_nothing_is_known() {
 
 #[test]
 fn a_file_that_comes_broken_hides_nothing_also_from_the_next_agent() {
-    let directory = TempDir::new("newcomer");
+    let directory = Watched::new();
     let (mut scanner, mut seen) = (directory.scanner(), Seen::default());
     scan(&mut scanner, &mut seen);
     directory.write("a.yaml", &(pod("a", "x") + "---\nkind: ["));
@@ -331,7 +323,7 @@ fn a_file_that_comes_broken_hides_nothing_also_from_the_next_agent() {
 
 #[tokio::test]
 async fn an_edit_takes_effect_within_a_second() {
-    let directory = TempDir::new("edit");
+    let directory = Watched::new();
     directory.write("a.yaml", &pod("a", "x"));
     let (mut source, mut seen) = (Directory::open(&directory.0, directory.copies()).unwrap(), Seen::default());
     let first = source.next().await.unwrap();
@@ -347,7 +339,7 @@ async fn an_edit_takes_effect_within_a_second() {
 
 #[tokio::test]
 async fn the_first_changes_come_even_if_there_are_none() {
-    let directory = TempDir::new("none");
+    let directory = Watched::new();
     let mut source = Directory::open(&directory.0, directory.copies()).unwrap();
     let first = tokio::time::timeout(Duration::from_secs(10), source.next()).await.unwrap().unwrap();
     assert!(first.changes.is_empty() && first.settled);
@@ -355,7 +347,7 @@ async fn the_first_changes_come_even_if_there_are_none() {
 
 #[tokio::test]
 async fn many_objects_come_in_bounded_pieces_of_which_the_last_is_settled() {
-    let directory = TempDir::new("pieces");
+    let directory = Watched::new();
     let count = 3 * PIECE + 1;
     let pods = |range: std::ops::Range<usize>| range.map(|n| pod(&format!("p-{n:05}"), "x")).collect::<String>();
     directory.write("a.yaml", &pods(0..count - 10));
@@ -375,8 +367,8 @@ async fn many_objects_come_in_bounded_pieces_of_which_the_last_is_settled() {
 
 #[test]
 fn what_a_broken_file_holds_passes_to_the_next_only_when_it_is_gone() {
-    let directory = TempDir::new("passes");
-    let (mut scanner, mut seen) = (Scanner::new(directory.0.clone()), Seen::default());
+    let directory = Watched::new();
+    let (mut scanner, mut seen) = (Scanner::new(directory.0.to_path_buf()), Seen::default());
     directory.write("a.yaml", &pod("a", "a"));
     directory.write("b.yaml", &pod("a", "b"));
     scan(&mut scanner, &mut seen);
@@ -391,7 +383,7 @@ fn what_a_broken_file_holds_passes_to_the_next_only_when_it_is_gone() {
 
 #[tokio::test]
 async fn a_config_map_volume_is_followed_through_its_links() {
-    let directory = TempDir::new("configmap");
+    let directory = Watched::new();
     let revision = |name: &str, account: &str| {
         std::fs::create_dir(directory.0.join(name)).unwrap();
         std::fs::write(directory.0.join(name).join("a.yaml"), pod("a", account)).unwrap();
@@ -408,15 +400,15 @@ async fn a_config_map_volume_is_followed_through_its_links() {
 
 #[tokio::test]
 async fn a_directory_that_comes_back_is_watched_again() {
-    let directory = TempDir::new("back");
+    let directory = Watched::new();
     directory.write("a.yaml", &pod("a", "x"));
     let (mut source, mut seen) = (Directory::open(&directory.0, directory.copies()).unwrap(), Seen::default());
     until(&mut source, &mut seen, &[("a", "x")]).await;
     let mut status = source.status();
-    std::fs::remove_dir_all(&directory.0).unwrap();
+    std::fs::remove_dir_all(directory.0.path()).unwrap();
     let gone = status.wait_for(|status| status.problem.is_some());
     tokio::time::timeout(Duration::from_secs(10), gone).await.unwrap().unwrap();
-    std::fs::create_dir_all(&directory.0).unwrap();
+    std::fs::create_dir_all(directory.0.path()).unwrap();
     directory.write("a.yaml", &pod("a", "y"));
     until(&mut source, &mut seen, &[("a", "y")]).await;
     directory.write("a.yaml", &pod("a", "z"));

@@ -361,14 +361,13 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
+    use crate::files::testing::TempDir;
 
-    struct Directory(PathBuf);
+    struct Directory(TempDir);
 
     impl Directory {
-        fn new(name: &str) -> Self {
-            let path = std::env::temp_dir().join(format!("culvert-journal-{name}-{}", std::process::id()));
-            let _ = fs::remove_dir_all(&path);
-            Self(path)
+        fn new() -> Self {
+            Self(TempDir::new())
         }
 
         fn file(&self) -> PathBuf {
@@ -377,12 +376,6 @@ mod tests {
 
         fn open(&self) -> (Journal, Result<Contents, Option<String>>) {
             Journal::open(&self.file(), 7).unwrap()
-        }
-    }
-
-    impl Drop for Directory {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
         }
     }
 
@@ -401,7 +394,7 @@ mod tests {
 
     #[test]
     fn what_was_written_last_is_what_is_read() {
-        let directory = Directory::new("last");
+        let directory = Directory::new();
         let (mut journal, contents) = directory.open();
         assert!(matches!(contents, Err(None)));
         journal.put("pods", "a/x", br#"{"v":1}"#);
@@ -422,7 +415,7 @@ mod tests {
 
     #[test]
     fn a_frame_that_was_half_written_counts_as_not_written() {
-        let directory = Directory::new("torn");
+        let directory = Directory::new();
         let (mut journal, _) = directory.open();
         journal.put("pods", "a/x", br#"{"v":1}"#);
         journal.flush();
@@ -450,7 +443,7 @@ mod tests {
 
     #[test]
     fn a_file_that_is_not_whole_is_not_used() {
-        let directory = Directory::new("broken");
+        let directory = Directory::new();
         let (mut journal, _) = directory.open();
         journal.put("pods", "a/x", br#"{"v":1}"#);
         journal.flush();
@@ -478,7 +471,7 @@ mod tests {
 
     #[test]
     fn a_file_of_the_past_is_written_anew() {
-        let directory = Directory::new("past");
+        let directory = Directory::new();
         let (mut journal, _) = directory.open();
         let long = format!("{{\"v\":\"{}\"}}", "x".repeat(1000));
         let mut place = Place::default();
@@ -497,13 +490,13 @@ mod tests {
         let contents = contents.unwrap();
         assert_eq!(objects(&journal, &contents), [pair("a/x", &long), pair("a/y", "{}")]);
         assert!(contents.complete.contains("pods") && fs::metadata(directory.file()).unwrap().len() < 3000);
-        let names: Vec<_> = fs::read_dir(&directory.0).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let names: Vec<_> = fs::read_dir(directory.0.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(names, ["objects"]);
     }
 
     #[test]
     fn a_disk_that_takes_nothing_is_tried_again_and_then_given_up() {
-        let directory = Directory::new("full");
+        let directory = Directory::new();
         let (mut journal, _) = directory.open();
         journal.file = OpenOptions::new().write(true).open("/dev/full").unwrap();
         journal.put("pods", "a/x", &vec![b'x'; FULL]);
