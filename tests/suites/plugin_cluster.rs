@@ -53,7 +53,7 @@ impl World {
         config.arguments = ["--workers", "1", "--drain-seconds", "2"].map(Into::into).to_vec();
         config.arguments.extend(runtime.flags());
         for pod in topology.pods() {
-            let uid = create(&cluster, pod)?;
+            let uid = cluster.scheduled_pod(pod.namespace(), pod.name(), "default", pod.node())?;
             runtime.uids.insert(pod.name().to_owned(), uid);
         }
         let agent = None;
@@ -135,24 +135,6 @@ subjects:
 - {kind: ServiceAccount, name: culvert-cni, namespace: default}
 ";
 
-/// Creates a pod as the scheduler leaves it; returns its UID.
-fn create(cluster: &ControlPlane, pod: &Pod) -> Result<String> {
-    let object = json!({
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": { "name": pod.name(), "labels": { "app": pod.name() } },
-        "spec": {
-            "nodeName": pod.node(),
-            "serviceAccountName": "default",
-            "automountServiceAccountToken": false,
-            "containers": [{ "name": "main", "image": "none" }],
-        },
-    });
-    let path = format!("/api/v1/namespaces/{}/pods", pod.namespace());
-    let created = cluster.request("POST", &path, Some(&object))?.success()?;
-    Ok(created["metadata"]["uid"].as_str().context("a pod has a UID")?.to_owned())
-}
-
 #[test]
 fn a_pod_tells_how_it_is_doing_by_annotation_and_events() -> Result<()> {
     let mut world = World::new(&[(1, "shop", "a"), (1, "shop", "b"), (2, "outside", "o")])?;
@@ -227,24 +209,6 @@ fn without_an_agent_the_api_server_says_who_may_start_and_without_both_what_was_
     Ok(())
 }
 
-/// A definition without a schema: it takes what no webhook would.
-fn definition(plural: &str, kind: &str) -> String {
-    json!({
-        "apiVersion": "apiextensions.k8s.io/v1",
-        "kind": "CustomResourceDefinition",
-        "metadata": { "name": format!("{plural}.security.istio.io") },
-        "spec": {
-            "group": "security.istio.io", "scope": "Namespaced",
-            "names": { "plural": plural, "singular": kind.to_lowercase(), "kind": kind, "listKind": format!("{kind}List") },
-            "versions": [{
-                "name": "v1", "served": true, "storage": true,
-                "schema": { "openAPIV3Schema": { "type": "object", "x-kubernetes-preserve-unknown-fields": true } },
-            }],
-        },
-    })
-    .to_string()
-}
-
 #[test]
 fn what_cannot_be_read_is_told_alike_by_the_log_and_by_analyze() -> Result<()> {
     let mut world = World::new(&[(1, "shop", "a")])?;
@@ -252,7 +216,7 @@ fn what_cannot_be_read_is_told_alike_by_the_log_and_by_analyze() -> Result<()> {
     let path = |plural: &str| format!("/apis/security.istio.io/v1/namespaces/shop/{plural}");
     let specs = [json!({ "action": { "of": "the wrong type" } }), json!({ "mtsl": { "mode": "STRICT" } })];
     for ((plural, kind), spec) in kinds.into_iter().zip(specs) {
-        world.cluster.crds(&definition(plural, kind))?;
+        world.cluster.crd_without_schema("security.istio.io", plural, kind)?;
         let object =
             json!({ "apiVersion": "security.istio.io/v1", "kind": kind, "metadata": { "name": "odd" }, "spec": spec });
         world.cluster.request("POST", &path(plural), Some(&object))?.success()?;

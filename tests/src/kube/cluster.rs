@@ -1,6 +1,6 @@
 //! What a suite needs in a cluster before it begins.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde_json::json;
 
 use super::{ControlPlane, START};
@@ -38,13 +38,11 @@ impl ControlPlane {
         self.create("/api/v1/nodes", &node)
     }
 
-    /// A pod of this account on this node, running, with these addresses: what scheduler and kubelet would have
-    /// written. `labels` are `key: value` pairs.
+    /// A pod of this account on this node, as the scheduler leaves it; returns its UID.
     ///
     /// # Errors
     /// When the API server refuses, or it exists.
-    pub fn pod(&self, namespace: &str, name: &str, account: &str, node: &str, addresses: &[&str]) -> Result<()> {
-        let path = format!("/api/v1/namespaces/{namespace}/pods");
+    pub fn scheduled_pod(&self, namespace: &str, name: &str, account: &str, node: &str) -> Result<String> {
         let pod = json!({
             "apiVersion": "v1",
             "kind": "Pod",
@@ -56,7 +54,16 @@ impl ControlPlane {
                 "containers": [{ "name": "main", "image": "none" }],
             },
         });
-        self.request("POST", &path, Some(&pod))?.success()?;
+        let created = self.request("POST", &format!("/api/v1/namespaces/{namespace}/pods"), Some(&pod))?.success()?;
+        Ok(created["metadata"]["uid"].as_str().context("a pod has a UID")?.to_owned())
+    }
+
+    /// The same, running, with these addresses: what the kubelet would have written besides.
+    ///
+    /// # Errors
+    /// When the API server refuses, or it exists.
+    pub fn pod(&self, namespace: &str, name: &str, account: &str, node: &str, addresses: &[&str]) -> Result<()> {
+        self.scheduled_pod(namespace, name, account, node)?;
         let addresses: Vec<_> = addresses.iter().map(|address| json!({ "ip": address })).collect();
         let ready = json!([{ "type": "Ready", "status": "True" }]);
         let status = json!({
@@ -67,8 +74,36 @@ impl ControlPlane {
                 "conditions": ready,
             }
         });
-        self.request("PATCH", &format!("{path}/{name}/status"), Some(&status))?.success()?;
+        let path = format!("/api/v1/namespaces/{namespace}/pods/{name}/status");
+        self.request("PATCH", &path, Some(&status))?.success()?;
         Ok(())
+    }
+
+    /// A namespaced resource of version v1 with a status and without a schema: it takes what no webhook would.
+    ///
+    /// # Errors
+    /// When the API server refuses it, or does not serve it.
+    pub fn crd_without_schema(&self, group: &str, plural: &str, kind: &str) -> Result<()> {
+        let definition = json!({
+            "apiVersion": "apiextensions.k8s.io/v1",
+            "kind": "CustomResourceDefinition",
+            "metadata": {
+                "name": format!("{plural}.{group}"),
+                // Of groups below k8s.io it is asked for.
+                "annotations": { "api-approved.kubernetes.io": "https://github.com/kubernetes-sigs/gateway-api" },
+            },
+            "spec": {
+                "group": group, "scope": "Namespaced",
+                "names": {
+                    "plural": plural, "singular": kind.to_lowercase(), "kind": kind, "listKind": format!("{kind}List"),
+                },
+                "versions": [{
+                    "name": "v1", "served": true, "storage": true, "subresources": { "status": {} },
+                    "schema": { "openAPIV3Schema": { "type": "object", "x-kubernetes-preserve-unknown-fields": true } },
+                }],
+            },
+        });
+        self.crds(&definition.to_string())
     }
 
     fn create(&self, path: &str, object: &serde_json::Value) -> Result<()> {

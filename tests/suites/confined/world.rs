@@ -122,7 +122,7 @@ impl World {
         }
         let cluster = ControlPlane::start()?;
         for (plural, kind) in [("gateways", "Gateway"), ("httproutes", "HTTPRoute"), ("grpcroutes", "GRPCRoute")] {
-            cluster.crds(&definition(plural, kind))?;
+            cluster.crd_without_schema("gateway.networking.k8s.io", plural, kind)?;
         }
         culvertctl(&cluster, &["install", "--no-wait"])?;
         let rendered = culvertctl(&cluster, &["install", "--dry-run", "--kube-version", "v1.20.2"])?;
@@ -150,7 +150,8 @@ impl World {
         let forwarders = vec![cluster.reachable_in(&place)?, Forwarder::start(&place, ca_here, ca)?];
         let config = agent_config(&cluster, &chart, &directory, &program, &runtime)?;
         for pod in topology.pods() {
-            runtime.uids.insert(pod.name().to_owned(), create(&cluster, pod)?);
+            let uid = cluster.scheduled_pod(pod.namespace(), pod.name(), "default", pod.node())?;
+            runtime.uids.insert(pod.name().to_owned(), uid);
         }
         Ok(Self {
             agent: None,
@@ -235,27 +236,6 @@ fn culvertctl(cluster: &ControlPlane, arguments: &[&str]) -> Result<String> {
     Process::spawn("culvertctl", command)?.finish(START * 2)?.success()
 }
 
-/// A definition without a schema, with a status of its own.
-fn definition(plural: &str, kind: &str) -> String {
-    json!({
-        "apiVersion": "apiextensions.k8s.io/v1",
-        "kind": "CustomResourceDefinition",
-        "metadata": {
-            "name": format!("{plural}.gateway.networking.k8s.io"),
-            "annotations": { "api-approved.kubernetes.io": "https://github.com/kubernetes-sigs/gateway-api" },
-        },
-        "spec": {
-            "group": "gateway.networking.k8s.io", "scope": "Namespaced",
-            "names": { "plural": plural, "singular": kind.to_lowercase(), "kind": kind, "listKind": format!("{kind}List") },
-            "versions": [{
-                "name": "v1", "served": true, "storage": true, "subresources": { "status": {} },
-                "schema": { "openAPIV3Schema": { "type": "object", "x-kubernetes-preserve-unknown-fields": true } },
-            }],
-        },
-    })
-    .to_string()
-}
-
 /// A kubeconfig of a service account that anyone may read, in its own namespace as in a pod.
 fn kubeconfig(cluster: &ControlPlane, directory: &Path, account: &str) -> Result<PathBuf> {
     let written = fs::read(cluster.kubeconfig_of(NAMESPACE, account)?)?;
@@ -328,22 +308,4 @@ fn agent_config(
     config.arguments.extend(["--ca-crl-file".into(), directory.join("ca-crl.pem").into()]);
     config.arguments.extend(runtime.flags());
     Ok(config)
-}
-
-/// Creates a pod as the scheduler leaves it; returns its UID.
-fn create(cluster: &ControlPlane, pod: &Pod) -> Result<String> {
-    let object = json!({
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": { "name": pod.name(), "labels": { "app": pod.name() } },
-        "spec": {
-            "nodeName": pod.node(),
-            "serviceAccountName": "default",
-            "automountServiceAccountToken": false,
-            "containers": [{ "name": "main", "image": "none" }],
-        },
-    });
-    let path = format!("/api/v1/namespaces/{}/pods", pod.namespace());
-    let created = cluster.request("POST", &path, Some(&object))?.success()?;
-    Ok(created["metadata"]["uid"].as_str().context("a pod has a UID")?.to_owned())
 }
