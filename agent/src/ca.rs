@@ -38,7 +38,7 @@ pub(crate) use proto::CREATE_CERTIFICATE;
 pub use proto::{IstioCertificateRequest, IstioCertificateResponse};
 pub use service::{ServiceCa, ServiceOptions};
 pub(crate) use trust::unix_time;
-pub use trust::{CertificateId, TrustBundle, Usage, certificate_ids};
+pub use trust::{TrustBundle, Usage};
 
 /// A future that owns what it needs, as an object-safe trait returns it.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

@@ -13,6 +13,7 @@
 //! | [`tunnel`] | the task |
 //! | [`client`] | dialling, and the pool of tunnels a pod has |
 //! | [`server`] | accepting tunnels |
+//! | [`vetted`] | a tunnel with what its peer was let in on, for when the mesh trusts others |
 //! | [`local`] | streams that end in this process rather than at a socket |
 
 mod app;
@@ -24,6 +25,7 @@ pub mod record;
 pub(crate) mod scratch;
 pub mod server;
 pub mod tunnel;
+pub mod vetted;
 mod wake;
 
 #[cfg(test)]

@@ -228,8 +228,8 @@ impl Node {
         let mut failure = None;
         tokio::select! {
             () = enrolment => {}
-            // Nobody would end what is revoked.
-            _ = trust => failure = Some(anyhow::anyhow!("the task that follows revocations ended, which is a bug")),
+            // Nobody would end what is not trusted any more.
+            _ = trust => failure = Some(anyhow::anyhow!("the task that follows whom to trust ended, which is a bug")),
             () = stop => tracing::info!("stopping: connections may finish"),
             _ = quitting.recv() => tracing::info!("stopping on request: connections may finish"),
         }
@@ -379,14 +379,16 @@ async fn follow_objects(
     }
 }
 
-/// Ends the tunnels to and from peers whose certificates are revoked.
+/// Ends the tunnels to and from peers that the mesh trusts no longer.
 async fn follow_trust(certificates: CertificateStore, proxies: Proxies) {
-    let mut trust = certificates.trust();
-    while trust.changed().await.is_ok() {
-        let bundle = trust.borrow_and_update().clone();
-        let ended = proxies.revoke(&bundle);
-        if ended > 0 {
-            tracing::warn!(ended, "tunnels closed: the peer's certificate was revoked");
+    let mut watch = certificates.trust();
+    while let Some(trust) = watch.changed().await {
+        let proxies = proxies.clone();
+        match tokio::task::spawn_blocking(move || proxies.vet(&trust)).await {
+            Ok(0) => {}
+            Ok(ended) => tracing::warn!(ended, "tunnels closed: their peers are not trusted any more"),
+            // A panic was reported by the runtime. Without this task the agent ends.
+            Err(_) => return,
         }
     }
 }

@@ -149,7 +149,7 @@ fn a_revoked_certificate_loses_its_connections_and_gets_no_others() {
     let (mut revoked, mut kept, mut own) = (scene.tunnel(&bad), scene.tunnel(&good), scene.open("client"));
     scene.mesh.authority.revoke(&bad).unwrap();
     assert!(revoked.ends());
-    scene.says("the peer's certificate was revoked");
+    scene.says("connection closed: the peer's certificate is revoked");
     let door = SocketAddr::new(scene.target.ip(), HBONE);
     let again =
         |leaf| status(&scene.pod("peer").place(), door, &tls(Some(leaf)).unwrap(), connect(&scene.target.to_string()));
@@ -159,6 +159,49 @@ fn a_revoked_certificate_loses_its_connections_and_gets_no_others() {
     kept.send(&frame(DATA, END_STREAM, 1, b"kept")).unwrap();
     assert!(kept.wait_for(|frame| frame.kind == DATA).unwrap().payload.starts_with(b"kept"));
     echo::ping(&mut own).unwrap();
+}
+
+#[test]
+fn peers_under_a_root_or_of_a_trust_domain_that_goes_lose_their_connections_and_others_do_not() {
+    let scene = Scene::new();
+    let (own, other) = (&scene.mesh.authority, Authority::unknown().unwrap());
+    let trust = |roots: &[&str]| {
+        let part = scene.mesh.ca.join(".root-cert.pem.part");
+        fs::write(&part, roots.concat()).unwrap();
+        fs::rename(part, scene.mesh.ca.join("root-cert.pem")).unwrap();
+    };
+    let alias = |names: &str| {
+        let map = format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: culvert, namespace: istio-system}}\n\
+             data: {{mesh: 'trustDomainAliases: [{names}]'}}\n"
+        );
+        scene.mesh.directory.write("options", &[map]).unwrap();
+    };
+    trust(&[own.root(), other.root()]);
+    alias("old-name");
+    let (of_own, of_other) = (own.issue(PEER).unwrap(), other.issue(PEER).unwrap());
+    let of_alias = own.issue("spiffe://old-name/ns/shop/sa/peer").unwrap();
+    let door = SocketAddr::new(scene.target.ip(), HBONE);
+    let lets_in = |leaf| {
+        let tls = tls(Some(leaf)).unwrap();
+        status(&scene.pod("peer").place(), door, &tls, connect(&scene.target.to_string())).is_ok()
+    };
+    eventually(LIMIT, "all to be let in", || (lets_in(&of_other) && lets_in(&of_alias)).then_some(())).unwrap();
+    let (mut kept, mut unrooted, mut renamed) =
+        (scene.tunnel(&of_own), scene.tunnel(&of_other), scene.tunnel(&of_alias));
+    let mut meshed = scene.open("client");
+
+    alias("");
+    assert!(renamed.ends());
+    scene.says("connection closed: the peer's trust domain old-name is not the mesh's any more");
+    assert!(!lets_in(&of_alias) && lets_in(&of_other));
+    trust(&[own.root()]);
+    assert!(unrooted.ends());
+    scene.says("connection closed: the peer's certificate leads to no root of this mesh");
+    assert!(!lets_in(&of_other) && lets_in(&of_own));
+    kept.send(&frame(DATA, END_STREAM, 1, b"kept")).unwrap();
+    assert!(kept.wait_for(|frame| frame.kind == DATA).unwrap().payload.starts_with(b"kept"));
+    echo::ping(&mut meshed).unwrap();
 }
 
 #[test]
@@ -190,7 +233,7 @@ fn connections_of_a_proxy_that_was_replaced_stay_subject_to_policies_and_revocat
 
     scene.mesh.authority.revoke(&bad).unwrap();
     assert!(revoked.ends());
-    scene.says("the peer's certificate was revoked");
+    scene.says("connection closed: the peer's certificate is revoked");
     scene.mesh.directory.write("policies", &[Scene::deny("client")]).unwrap();
     let took = time_to_end(&mut client, LIMIT);
     assert!(took < SECOND, "{took:?}");

@@ -97,17 +97,6 @@ impl TrustBundle {
             .verify_for_usage(algorithms.all, &self.anchors, intermediates, now, usage, revocation, None)
             .map(drop)
     }
-
-    /// Whether any of `ids`, from [`certificate_ids`], is on a revocation list of its issuer.
-    ///
-    /// Live connections keep these ids, not the chain, to be judged again when the lists change.
-    pub fn is_revoked(&self, ids: &[CertificateId]) -> bool {
-        ids.iter().any(|id| {
-            self.revocations.iter().any(|list| {
-                digest(list.issuer()) == id.issuer && list.find_serial(&id.serial).is_ok_and(|found| found.is_some())
-            })
-        })
-    }
 }
 
 #[cfg(test)]
@@ -116,33 +105,9 @@ impl TrustBundle {
     pub(crate) fn revokes(&self, issuer: &[u8], serial: &[u8]) -> bool {
         // webpki's names are without the tag and length of their SEQUENCE.
         let issuer = &issuer[2..];
-        self.is_revoked(&[CertificateId { issuer: digest(issuer), serial: serial.into() }])
+        let lists = || self.revocations.iter().filter(|list| list.issuer() == issuer);
+        lists().any(|list| list.find_serial(serial).is_ok_and(|found| found.is_some()))
     }
-}
-
-/// A certificate's issuer and serial number, small enough to keep for each live connection.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CertificateId {
-    issuer: u64,
-    serial: SmallVec<[u8; 20]>,
-}
-
-/// The ids of the certificates of `chain`; one that does not parse has none.
-pub fn certificate_ids(chain: &[CertificateDer<'_>]) -> SmallVec<[CertificateId; 1]> {
-    chain.iter().filter_map(|der| EndEntityCert::try_from(der).ok().map(|cert| id(&cert))).collect()
-}
-
-fn id(cert: &EndEntityCert<'_>) -> CertificateId {
-    CertificateId { issuer: digest(cert.issuer()), serial: cert.serial().into() }
-}
-
-/// Names are compared by this digest: two issuers of one mesh would have to collide by chance for a revocation to be
-/// looked up in the wrong list.
-fn digest(name: &[u8]) -> u64 {
-    use std::hash::{DefaultHasher, Hasher};
-    let mut hasher = DefaultHasher::new();
-    hasher.write(name);
-    hasher.finish()
 }
 
 /// `now` as webpki takes it; a clock before 1970 counts as 1970.

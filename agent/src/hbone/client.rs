@@ -13,13 +13,15 @@ use rustls::pki_types::ServerName;
 use smallvec::SmallVec;
 use socket2::{Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
 
-use super::handshake::{self, HandshakeError};
+use super::handshake::{self, Established, HandshakeError};
 use super::local::{self, Connecting};
 use super::tunnel::{Detached, Handle, Open, Redial, Role, Tunnel};
-use crate::ca::TrustBundle;
-use crate::identity::{CertificateHandle, CertificateStore, Clock, PeerError, TlsProblem, verify_server};
+use super::vetted::Vetted;
+use crate::ca::Usage;
+use crate::identity::{
+    CertificateHandle, CertificateStore, Clock, Evidence, PeerError, TlsProblem, Trust, TrustWatch, verify_server,
+};
 use crate::proxy::live::Flow;
 use crate::redirect::{Family, PodNetns};
 use crate::telemetry::{Outcome, ResponseFlags};
@@ -128,7 +130,7 @@ pub struct Pool(Arc<Inner>);
 struct Inner {
     origin: Origin,
     certificate: CertificateHandle,
-    trust: watch::Receiver<Arc<TrustBundle>>,
+    trust: TrustWatch,
     clock: Arc<dyn Clock>,
     workers: Workers,
     home: usize,
@@ -139,10 +141,18 @@ struct Inner {
 
 #[derive(Default)]
 struct Entry {
-    tunnels: Vec<(usize, Handle)>,
+    tunnels: Vec<(usize, Vetted)>,
     /// A tunnel is being dialled; these wait for it.
     #[allow(clippy::vec_box, reason = "they come boxed and go boxed")]
     dialling: Option<Vec<Box<Open>>>,
+}
+
+/// A handshake that led to who was expected.
+struct Dialled {
+    established: Established,
+    evidence: Evidence,
+    /// Whom the mesh trusted, at the least, when it began.
+    seen: Trust,
 }
 
 impl Pool {
@@ -193,16 +203,16 @@ impl Pool {
         }
         let entry = entries.entry(key.clone()).or_default();
         // Those that take nothing new stay as long as they carry something, or no revocation would find them.
-        entry.tunnels.retain(|(_, tunnel)| !tunnel.is_gone());
+        entry.tunnels.retain(|(_, vetted)| !vetted.tunnel.is_gone());
         let usable = entry.usable();
-        let best =
-            entry.tunnels.iter().filter(|(_, tunnel)| tunnel.has_room()).min_by_key(|(_, tunnel)| tunnel.streams());
-        let spread = best.is_some_and(|(_, tunnel)| tunnel.streams() >= SPREAD_AT) && usable < self.0.workers.count();
+        let with_room = entry.tunnels.iter().map(|(_, vetted)| &vetted.tunnel).filter(|tunnel| tunnel.has_room());
+        let best = with_room.min_by_key(|tunnel| tunnel.streams());
+        let spread = best.is_some_and(|tunnel| tunnel.streams() >= SPREAD_AT) && usable < self.0.workers.count();
         if spread && entry.dialling.is_none() {
             entry.dialling = Some(Vec::new());
             self.dial(&key, usable);
         }
-        if let Some((_, tunnel)) = best {
+        if let Some(tunnel) = best {
             match tunnel.open(open) {
                 Ok(()) => return,
                 Err(back) => open = back,
@@ -231,9 +241,7 @@ impl Pool {
         let mut entries = self.0.entries.lock().unwrap_or_else(PoisonError::into_inner);
         self.0.draining.store(true, Ordering::Relaxed);
         for entry in entries.values_mut() {
-            for (_, tunnel) in &entry.tunnels {
-                tunnel.drain();
-            }
+            entry.handles().for_each(Handle::drain);
             for open in entry.dialling.take().into_iter().flatten() {
                 open.refuse(Outcome::error("the pod is leaving the mesh"));
             }
@@ -241,10 +249,10 @@ impl Pool {
         entries.retain(|_, entry| !entry.tunnels.is_empty());
     }
 
-    /// Ends the tunnels to peers whose certificates are revoked; returns how many.
-    pub fn revoke(&self, trust: &TrustBundle) -> usize {
+    /// The tunnels there are, those that drain among them, to be vetted. A copy: to verify chains takes its time.
+    pub fn tunnels(&self) -> Vec<Vetted> {
         let entries = self.0.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        entries.values().flat_map(|entry| &entry.tunnels).filter(|(_, tunnel)| tunnel.revoke(trust)).count()
+        entries.values().flat_map(|entry| &entry.tunnels).map(|(_, vetted)| vetted.clone()).collect()
     }
 
     /// Tunnels in use.
@@ -263,10 +271,10 @@ impl Pool {
         self.0.workers.get(worker).spawn(async move {
             let dialled = pool.0.dial(&key).await;
             let role = Role::Client(Arc::new(Again { pool: Arc::downgrade(&pool.0), key: key.clone() }));
-            let (tunnel, handle, failure) = match dialled {
-                Ok(established) => {
+            let (tunnel, vetted, failure) = match dialled {
+                Ok(Dialled { established, evidence, seen }) => {
                     let (tunnel, handle) = Tunnel::new(established, role, MAX_STREAMS);
-                    (Some(tunnel), Some(handle), None)
+                    (Some(tunnel), Some((Vetted::new(handle, evidence), seen)), None)
                 }
                 Err(error) => (None, None, Some(error)),
             };
@@ -274,12 +282,12 @@ impl Pool {
                 let mut entries = pool.0.entries.lock().unwrap_or_else(PoisonError::into_inner);
                 // Gone if the pod drained meanwhile: then nobody waits, and the tunnel closes when its handle does.
                 let Some(entry) = entries.get_mut(&key) else { return };
-                if let Some(handle) = &handle {
-                    entry.tunnels.push((worker, handle.clone()));
-                    // A revocation between the handshake and the listing has not found the tunnel on the list.
-                    handle.revoke(&pool.0.trust.borrow());
+                if let Some((vetted, seen)) = vetted {
+                    entry.tunnels.push((worker, vetted.clone()));
+                    // A change between the handshake and the listing has not found the tunnel on the list.
+                    vetted.vet_if_changed(&seen, &pool.0.trust.now());
                     if pool.0.draining.load(Ordering::Relaxed) {
-                        handle.drain();
+                        vetted.tunnel.drain();
                     }
                 }
                 let waiting = entry.dialling.take().unwrap_or_default();
@@ -309,30 +317,38 @@ impl Pool {
 }
 
 impl Entry {
+    fn handles(&self) -> impl Iterator<Item = &Handle> {
+        self.tunnels.iter().map(|(_, vetted)| &vetted.tunnel)
+    }
+
     /// How many tunnels take new streams.
     fn usable(&self) -> usize {
-        self.tunnels.iter().filter(|(_, tunnel)| !tunnel.is_draining()).count()
+        self.handles().filter(|tunnel| !tunnel.is_draining()).count()
     }
 }
 
 impl Inner {
-    async fn dial(&self, key: &Key) -> Result<handshake::Established, DialError> {
+    async fn dial(&self, key: &Key) -> Result<Dialled, DialError> {
         let peer = key.peer;
         let certificate = self.certificate.current().ok_or(DialError::NoCertificate)?;
+        let seen = Trust { bundle: certificate.trust.clone(), ..self.trust.now() };
         let io = match tokio::time::timeout(CONNECT_TIMEOUT, self.connect(key)).await {
             Ok(Ok(io)) => io,
             Ok(Err(error)) => return Err(DialError::Connect { peer, error }),
             Err(_) => return Err(DialError::Connect { peer, error: io::ErrorKind::TimedOut.into() }),
         };
         let handshake = handshake::connect(io, certificate.client.clone(), ServerName::IpAddress(peer.ip().into()));
-        let established = match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
+        let mut established = match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
             Ok(Ok(established)) => established,
             Ok(Err(error)) => return Err(DialError::Handshake { peer, error }),
             Err(_) => return Err(DialError::Slow { peer }),
         };
-        verify_server(&established.peer, &key.expected, self.clock.now())
-            .map_err(|error| DialError::Peer { peer, error })?;
-        Ok(established)
+        let now = self.clock.now();
+        let server =
+            verify_server(&established.peer, &key.expected, now).map_err(|error| DialError::Peer { peer, error })?;
+        let chain = std::mem::take(&mut established.peer);
+        let evidence = Evidence::new(chain, Usage::Server, now, &server, &seen.domains);
+        Ok(Dialled { established, evidence, seen })
     }
 
     async fn connect(&self, key: &Key) -> io::Result<TcpStream> {
@@ -348,7 +364,7 @@ impl Inner {
     fn forget_closed(&self, key: &Key) {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(entry) = entries.get_mut(key) {
-            entry.tunnels.retain(|(_, tunnel)| !tunnel.is_gone());
+            entry.tunnels.retain(|(_, vetted)| !vetted.tunnel.is_gone());
             if entry.tunnels.is_empty() && entry.dialling.is_none() {
                 entries.remove(key);
             }

@@ -9,8 +9,10 @@ use tokio::net::TcpStream;
 
 use super::client::keepalive;
 use super::handshake::{self, HandshakeError};
-use super::tunnel::{Accept, Handle, Role, Tunnel};
-use crate::identity::{PeerError, TrustDomains, verify_peer};
+use super::tunnel::{Accept, Role, Tunnel};
+use super::vetted::Vetted;
+use crate::ca::Usage;
+use crate::identity::{Evidence, PeerError, TrustDomains, verify_peer};
 
 /// How long a peer has for its handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -48,14 +50,17 @@ pub async fn accept<A: Accept + 'static>(
     trusted: &TrustDomains,
     now: std::time::SystemTime,
     acceptor: impl FnOnce(Peer) -> A,
-) -> Result<(Tunnel, Handle), AcceptError> {
+) -> Result<(Tunnel, Vetted), AcceptError> {
     let io = TcpStream::from_std(socket).map_err(HandshakeError::from)?;
     io.set_nodelay(true).map_err(HandshakeError::from)?;
     socket2::SockRef::from(&io).set_tcp_keepalive(&keepalive()).map_err(HandshakeError::from)?;
-    let established = match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake::accept(io, config)).await {
+    let mut established = match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake::accept(io, config)).await {
         Ok(established) => established?,
         Err(_) => return Err(AcceptError::Slow),
     };
     let peer = Peer { identity: Arc::new(verify_peer(&established.peer, trusted, now)?) };
-    Ok(Tunnel::new(established, Role::Server(Arc::new(acceptor(peer))), MAX_STREAMS))
+    let chain = std::mem::take(&mut established.peer);
+    let evidence = Evidence::new(chain, Usage::Client, now, &peer.identity, trusted);
+    let (tunnel, handle) = Tunnel::new(established, Role::Server(Arc::new(acceptor(peer))), MAX_STREAMS);
+    Ok((tunnel, Vetted::new(handle, evidence)))
 }

@@ -25,7 +25,7 @@ use super::handshake::{Established, HandshakeError};
 use super::local::End;
 use super::record::RecordError;
 use super::scratch;
-use crate::ca::{CertificateId, TrustBundle, certificate_ids};
+use crate::identity::Distrust;
 use crate::proxy::live::Flow;
 use crate::telemetry::Outcome;
 
@@ -127,9 +127,9 @@ pub enum TunnelError {
     /// The peer sent a fatal TLS alert.
     #[error("the peer ended the tunnel with TLS alert {0}; it may not accept our certificate")]
     Alert(u8),
-    /// Nothing of a peer whose certificate, or one that vouches for it, is revoked goes on.
-    #[error("connection closed: the peer's certificate was revoked")]
-    Revoked,
+    /// Nothing of a peer that the mesh trusts no longer goes on.
+    #[error("connection closed: {0}")]
+    Distrusted(Distrust),
 }
 
 enum Command {
@@ -137,7 +137,7 @@ enum Command {
     /// GOAWAY: finish what is open, take nothing new.
     Drain,
     /// Ends everything at once.
-    Revoke,
+    Distrust(Distrust),
 }
 
 /// The handle by which others use a tunnel.
@@ -145,8 +145,6 @@ enum Command {
 pub struct Handle {
     commands: mpsc::UnboundedSender<Command>,
     shared: Arc<Shared>,
-    /// Who vouched for the peer, for when one of them is revoked.
-    peer: Arc<[CertificateId]>,
 }
 
 #[derive(Default)]
@@ -185,7 +183,7 @@ impl Handle {
         self.shared.streams.fetch_add(1, Ordering::Relaxed);
         self.commands.send(Command::Open(open)).map_err(|refused| match refused.0 {
             Command::Open(open) => open,
-            Command::Drain | Command::Revoke => unreachable!("what was sent comes back"),
+            Command::Drain | Command::Distrust(_) => unreachable!("what was sent comes back"),
         })
     }
 
@@ -196,15 +194,11 @@ impl Handle {
         let _ = self.commands.send(Command::Drain);
     }
 
-    /// Ends the tunnel and all that it carries if a certificate of the peer's chain is revoked; says whether it is.
-    pub fn revoke(&self, trust: &TrustBundle) -> bool {
-        let revoked = trust.is_revoked(&self.peer);
-        if revoked {
-            self.shared.draining.store(true, Ordering::Relaxed);
-            // A tunnel that is gone has ended.
-            let _ = self.commands.send(Command::Revoke);
-        }
-        revoked
+    /// Ends the tunnel and all that it carries: its peer is not trusted any more.
+    pub fn distrust(&self, why: Distrust) {
+        self.shared.draining.store(true, Ordering::Relaxed);
+        // A tunnel that is gone has ended.
+        let _ = self.commands.send(Command::Distrust(why));
     }
 }
 
@@ -236,7 +230,6 @@ impl Tunnel {
         };
         let (sender, commands) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared { limit: AtomicUsize::new(streams), ..Shared::default() });
-        let peer = Arc::from(certificate_ids(&established.peer).as_slice());
         let now = Instant::now();
         let tunnel = Self {
             wire: Wire::new(
@@ -256,7 +249,7 @@ impl Tunnel {
             closing: false,
             orphaned: false,
         };
-        (tunnel, Handle { commands: sender, shared, peer })
+        (tunnel, Handle { commands: sender, shared })
     }
 }
 

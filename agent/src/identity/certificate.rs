@@ -12,7 +12,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::peer::peer_identities;
 use super::tls::{self, Template};
-use crate::ca::{SignedCertificate, Usage, unix_time};
+use crate::ca::{SignedCertificate, TrustBundle, Usage, unix_time};
 
 /// A workload's certificate, and the TLS configurations that each of its handshakes shares.
 ///
@@ -33,6 +33,9 @@ pub struct WorkloadCertificate {
     /// For opening tunnels. Sends no SNI: the server name given to a connection only tells whose session to resume, so
     /// give the address that is dialled. The caller checks who answered with [`super::verify_server`].
     pub client: Arc<rustls::ClientConfig>,
+    /// What every session of these configurations began under, or something newer: a peer that resumes one is not
+    /// verified again, so where the trust has changed since, the caller does that.
+    pub trust: Arc<TrustBundle>,
     key: Arc<CertifiedKey>,
 }
 
@@ -107,15 +110,27 @@ impl Prepared {
         let serial = parsed.raw_serial().iter().map(|byte| format!("{byte:02X}")).collect::<String>().into();
         let not_before = system_time(parsed.validity().not_before.timestamp());
         let not_after = system_time(parsed.validity().not_after.timestamp());
-        WorkloadCertificate::build(identity, serial, not_before, not_after, Arc::new(key), template, now)
+        let certificate = WorkloadCertificate::build(identity, serial, not_before, not_after, Arc::new(key), template)?;
+        certificate.check(template, now)?;
+        Ok(certificate)
     }
 }
 
 impl WorkloadCertificate {
-    /// The same certificate, trusting what `template` does; else why peers would not take it any more.
-    pub(super) fn under(&self, template: &Template, now: SystemTime) -> Result<Self, String> {
+    /// The same certificate with configurations that resume no session of before.
+    pub(super) fn with_fresh_sessions(&self, template: &Template) -> Result<Self, String> {
         let (identity, key) = (self.identity.clone(), self.key.clone());
-        Self::build(identity, self.serial.clone(), self.not_before, self.not_after, key, template, now)
+        Self::build(identity, self.serial.clone(), self.not_before, self.not_after, key, template)
+    }
+
+    /// Whether peers that trust what `template` does take it at `now`; else what they would object to.
+    pub(super) fn check(&self, template: &Template, now: SystemTime) -> Result<(), String> {
+        let trust = template.trust();
+        for usage in [Usage::Client, Usage::Server] {
+            tls::verify_chain(&trust, &self.key.cert, usage, unix_time(now))
+                .map_err(|e| format!("peers would not accept the certificate: {e}"))?;
+        }
+        Ok(())
     }
 
     fn build(
@@ -125,19 +140,12 @@ impl WorkloadCertificate {
         not_after: SystemTime,
         key: Arc<CertifiedKey>,
         template: &Template,
-        now: SystemTime,
     ) -> Result<Self, String> {
-        let (leaf, intermediates) = key.cert.split_first().ok_or("the authority signed nothing")?;
-        let algorithms = &tls::provider().signature_verification_algorithms;
-        for usage in [Usage::Client, Usage::Server] {
-            template
-                .trust()
-                .verify(leaf, intermediates, usage, unix_time(now), algorithms)
-                .map_err(|e| format!("peers would not accept the certificate: {e}"))?;
-        }
+        // Before there can be a session.
+        let trust = template.trust();
         let server = template.server(&key).map_err(|e| e.to_string())?;
         let client = template.client(&key).map_err(|e| e.to_string())?;
-        Ok(Self { identity, serial, not_before, not_after, server, client, key })
+        Ok(Self { identity, serial, not_before, not_after, server, client, trust, key })
     }
 }
 

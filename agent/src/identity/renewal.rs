@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use arc_swap::ArcSwap;
 use culvert_core::identity::Identity;
 use rand::Rng;
 use tokio::sync::watch;
@@ -30,7 +29,7 @@ pub(super) struct Shared {
     pub(super) authority: Arc<dyn CertificateAuthority>,
     pub(super) ttl: Duration,
     pub(super) clock: Arc<dyn Clock>,
-    pub(super) domains: Arc<ArcSwap<TrustDomains>>,
+    pub(super) domains: watch::Sender<Arc<TrustDomains>>,
     pub(super) template: Template,
 }
 
@@ -115,18 +114,19 @@ async fn sleep_until_wall(clock: &dyn Clock, time: SystemTime, trust: &mut watch
     }
 }
 
-/// Goes on with the certificate in `slot` under the trust of `template`. False when its own root is no longer trusted:
-/// peers would refuse it, so another one is wanted at once.
+/// Goes on with the certificate in `slot` under the trust of `template`, whether or not another one can be had: peers
+/// of an earlier trust must not resume their sessions. False when its own root is no longer trusted: peers would refuse
+/// it, so another one is wanted at once.
 fn adopt(slot: &watch::Sender<Slot>, template: &Template, now: SystemTime) -> bool {
     let Some(current) = slot.borrow().certificate.clone() else { return true };
-    match current.under(template, now) {
-        Ok(adopted) => {
-            slot.send_modify(|slot| slot.certificate = Some(Arc::new(adopted)));
-            true
-        }
-        Err(problem) => {
-            tracing::warn!(identity = %current.identity, problem, "the roots changed: getting another certificate");
-            false
-        }
+    match current.with_fresh_sessions(template) {
+        Ok(fresh) => slot.send_modify(|slot| slot.certificate = Some(Arc::new(fresh))),
+        // What is resumed under the old configurations is vetted all the same: they say which trust they began with.
+        Err(problem) => tracing::warn!(identity = %current.identity, problem, "sessions go on as they were"),
     }
+    let acceptable = current.check(template, now);
+    if let Err(problem) = &acceptable {
+        tracing::warn!(identity = %current.identity, problem, "the roots changed: getting another certificate");
+    }
+    acceptable.is_ok()
 }

@@ -6,7 +6,6 @@ use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
-use arc_swap::ArcSwap;
 use culvert_core::identity::Identity;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -14,8 +13,8 @@ use tokio::task::AbortHandle;
 
 use super::renewal::{self, Shared, Slot};
 use super::tls::Template;
-use super::{CertificateReport, Clock, SystemClock, TrustDomains, WorkloadCertificate};
-use crate::ca::{CaError, CertificateAuthority, TrustBundle};
+use super::{CertificateReport, Clock, SystemClock, TrustDomains, TrustWatch, WorkloadCertificate};
+use crate::ca::{CaError, CertificateAuthority};
 
 /// What a store may be told.
 #[derive(Clone, Debug)]
@@ -99,8 +98,8 @@ impl CertificateHandle {
 impl CertificateStore {
     /// A store that has its certificates signed by `authority`. Renews them on the tokio runtime that this is called in.
     pub fn new(authority: Arc<dyn CertificateAuthority>, options: StoreOptions) -> Self {
-        let domains = Arc::new(ArcSwap::from_pointee(options.trust_domains));
-        let template = Template::new(authority.trust(), domains.clone(), options.clock.clone());
+        let domains = watch::Sender::new(Arc::new(options.trust_domains));
+        let template = Template::new(authority.trust(), domains.subscribe(), options.clock.clone());
         let shared = Shared { authority, ttl: options.ttl, clock: options.clock, domains, template };
         Self(Arc::new(Inner { shared: Arc::new(shared), runtime: Handle::current(), kept: RwLock::default() }))
     }
@@ -141,19 +140,19 @@ impl CertificateStore {
         }
     }
 
-    /// The roots and revocations in force. When it changes, what is live is to be judged again.
-    pub fn trust(&self) -> watch::Receiver<Arc<TrustBundle>> {
-        self.0.shared.authority.trust()
+    /// Whom the mesh trusts. When it changes, what is live is to be judged again.
+    pub fn trust(&self) -> TrustWatch {
+        TrustWatch { bundle: self.0.shared.authority.trust(), domains: self.0.shared.domains.subscribe() }
     }
 
     /// Whose identities are the mesh's own, as the mesh options say now.
     pub fn trust_domains(&self) -> Arc<TrustDomains> {
-        self.0.shared.domains.load_full()
+        self.0.shared.domains.borrow().clone()
     }
 
     /// Follows a change of the mesh options, from the next handshake on.
     pub fn set_trust_domains(&self, domains: TrustDomains) {
-        self.0.shared.domains.store(Arc::new(domains));
+        self.0.shared.domains.send_replace(Arc::new(domains));
     }
 
     /// The clock that certificates are judged by.

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::sync::{Arc, LazyLock};
 
-use arc_swap::ArcSwap;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, Tls12Resumption};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
@@ -62,7 +61,7 @@ pub(super) struct Template {
 impl Template {
     pub(super) fn new(
         trust: watch::Receiver<Arc<TrustBundle>>,
-        domains: Arc<ArcSwap<TrustDomains>>,
+        domains: watch::Receiver<Arc<TrustDomains>>,
         clock: Arc<dyn Clock>,
     ) -> Self {
         Self { time: Arc::new(WallTime(clock)), verifier: Arc::new(MeshVerifier { trust, domains }) }
@@ -111,7 +110,7 @@ impl Template {
 /// configurations are shared by connections to everywhere.
 struct MeshVerifier {
     trust: watch::Receiver<Arc<TrustBundle>>,
-    domains: Arc<ArcSwap<TrustDomains>>,
+    domains: watch::Receiver<Arc<TrustDomains>>,
 }
 
 impl MeshVerifier {
@@ -124,9 +123,11 @@ impl MeshVerifier {
     ) -> Result<(), rustls::Error> {
         // Out of the channel first: signatures take long enough for a writer to mind.
         let trust = self.trust.borrow().clone();
-        trust
-            .verify(leaf, intermediates, usage, now, &provider().signature_verification_algorithms)
-            .map_err(|error| rustls::Error::InvalidCertificate(certificate_error(error)))
+        verify_parts(&trust, leaf, intermediates, usage, now)
+    }
+
+    fn domains(&self) -> Arc<TrustDomains> {
+        self.domains.borrow().clone()
     }
 
     fn verify_signature(
@@ -158,7 +159,7 @@ impl ClientCertVerifier for MeshVerifier {
     ) -> Result<ClientCertVerified, rustls::Error> {
         self.verify_chain(leaf, intermediates, Usage::Client, now)?;
         let at = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(now.as_secs());
-        verify_peer(std::slice::from_ref(leaf), &self.domains.load(), at).map_err(refused)?;
+        verify_peer(std::slice::from_ref(leaf), &self.domains(), at).map_err(refused)?;
         Ok(ClientCertVerified::assertion())
     }
 
@@ -229,6 +230,29 @@ impl fmt::Debug for MeshVerifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MeshVerifier").finish_non_exhaustive()
     }
+}
+
+/// Checks `chain`, leaf first, as every handshake does.
+pub(super) fn verify_chain(
+    trust: &TrustBundle,
+    chain: &[CertificateDer<'_>],
+    usage: Usage,
+    now: UnixTime,
+) -> Result<(), rustls::Error> {
+    let (leaf, intermediates) = chain.split_first().ok_or(rustls::Error::NoCertificatesPresented)?;
+    verify_parts(trust, leaf, intermediates, usage, now)
+}
+
+fn verify_parts(
+    trust: &TrustBundle,
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    usage: Usage,
+    now: UnixTime,
+) -> Result<(), rustls::Error> {
+    trust
+        .verify(leaf, intermediates, usage, now, &provider().signature_verification_algorithms)
+        .map_err(|error| rustls::Error::InvalidCertificate(certificate_error(error)))
 }
 
 fn refused(error: PeerError) -> rustls::Error {

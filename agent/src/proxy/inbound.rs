@@ -19,6 +19,7 @@ use crate::hbone::client::start_connect;
 use crate::hbone::server::{self, Peer};
 use crate::hbone::tunnel::abort;
 use crate::hbone::tunnel::{Accept, Accepted, TunnelError};
+use crate::identity::Trust;
 use crate::telemetry::{ConnectionInfo, Direction, HboneTarget, Outcome, PeerLine, ResponseFlags, SecurityPolicy};
 
 /// Takes a peer's connection through its handshake and serves the tunnel.
@@ -46,14 +47,14 @@ pub(super) fn serve(pod: &Arc<Pod>, incoming: Incoming) {
     let handle = pod.shared.workers.get(worker).clone();
     handle.spawn(async move {
         let Incoming { socket, remote, local } = incoming;
-        let trusted = pod.shared.certificates.trust_domains();
+        let seen = Trust { bundle: certificate.trust.clone(), ..pod.trust.now() };
         let now = pod.shared.certificates.clock().now();
         let judge = |peer| Judge { pod: pod.clone(), peer, remote, local };
-        let accepted = server::accept(socket, certificate.server.clone(), &trusted, now, judge).await;
+        let accepted = server::accept(socket, certificate.server.clone(), &seen.domains, now, judge).await;
         drop(handshaking);
         match accepted {
-            Ok((tunnel, handle)) => {
-                let _serving = pod.serving(handle);
+            Ok((tunnel, vetted)) => {
+                let _serving = pod.serving(vetted, &seen);
                 match tunnel.await {
                     Ok(()) => {}
                     // A peer may go away as it likes; what it sends has rules.

@@ -3,7 +3,7 @@
 //! | limit | per client address | per pod | why |
 //! |---|---|---|---|
 //! | handshakes under way | 32 | 256 | each costs some 20 kB and has 10 s; our own clients dial one at a time |
-//! | tunnels | 512 | 16 384 | each costs 5 kB when idle and carries 200 streams; a client has one per 100 connections |
+//! | tunnels | 512 | 16 384 | each costs some 6 kB when idle and carries 200 streams; a client has one per 100 connections |
 //! | connections | | 50 000 | each costs two descriptors; beyond, the pod's own ports run out |
 //!
 //! What is beyond a limit is refused at once: with a reset, or with 503 within a tunnel.

@@ -19,12 +19,11 @@ use super::limits::{Gate, MAX_CONNECTIONS};
 use super::live::{Admission, Connections, EndReason, Flow};
 use super::recheck::is_allowed;
 use super::{inbound, outbound, plaintext};
-use crate::ca::TrustBundle;
 use crate::dns::PodDns;
 use crate::enrolment::ProxyPod;
 use crate::hbone::client::Pool;
-use crate::hbone::tunnel::Handle;
-use crate::identity::{CertificateHandle, CertificateStore};
+use crate::hbone::vetted::Vetted;
+use crate::identity::{CertificateHandle, CertificateStore, Trust, TrustWatch};
 use crate::redirect::PodNetns;
 use crate::telemetry::{ConnectionRecord, Direction, PeerLine, Telemetry};
 use crate::workers::Workers;
@@ -55,13 +54,14 @@ pub(super) struct Pod {
     pub(super) identity: Arc<Identity>,
     pub(super) netns: Arc<PodNetns>,
     pub(super) certificate: CertificateHandle,
+    pub(super) trust: TrustWatch,
     pub(super) connections: Arc<Connections>,
     pub(super) pool: Pool,
     pub(super) home: usize,
     pub(super) handshakes: Arc<Gate>,
     pub(super) tunnels: Arc<Gate>,
     /// Tunnels that peers have opened to us.
-    served: Mutex<Slab<Handle>>,
+    served: Mutex<Slab<Vetted>>,
     /// Nothing begins here any more.
     stopping: AtomicBool,
     /// What serves the pod in place of this.
@@ -78,6 +78,7 @@ impl PodProxy {
         let ProxyPod { workload, identity, netns, listeners, .. } = pod;
         let home = shared.workers.assign();
         let certificate = shared.certificates.handle(&identity);
+        let trust = shared.certificates.trust();
         let pool = Pool::new(netns.clone(), &shared.certificates, &identity, shared.workers.clone(), home);
         let pod = Arc::new(Pod {
             shared,
@@ -85,6 +86,7 @@ impl PodProxy {
             identity,
             netns,
             certificate,
+            trust,
             connections: Arc::default(),
             pool,
             home,
@@ -129,8 +131,8 @@ impl PodProxy {
         self.stop.send_replace(true);
         self.pod.stopping.store(true, Ordering::Release);
         self.pod.pool.drain();
-        for (_, tunnel) in self.pod.served.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-            tunnel.drain();
+        for (_, vetted) in self.pod.served.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            vetted.tunnel.drain();
         }
         self.pod.finish(deadline).await;
     }
@@ -149,10 +151,11 @@ impl Pod {
         }
     }
 
-    /// Ends the tunnels to and from peers whose certificates are revoked; returns how many.
-    pub(super) fn revoke(&self, trust: &TrustBundle) -> usize {
+    /// The tunnels from and to its peers, those that drain among them.
+    pub(super) fn tunnels(&self) -> Vec<Vetted> {
         let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
-        served.iter().filter(|(_, tunnel)| tunnel.revoke(trust)).count() + self.pool.revoke(trust)
+        let served: Vec<_> = served.iter().map(|(_, vetted)| vetted.clone()).collect();
+        served.into_iter().chain(self.pool.tunnels()).collect()
     }
 
     /// What serves the pod now: this, or what it has been replaced by.
@@ -220,14 +223,14 @@ impl Pod {
         text
     }
 
-    /// Notes a tunnel that a peer opened, until the guard goes.
-    pub(super) fn serving(self: &Arc<Self>, tunnel: Handle) -> Serving {
-        let key = self.served.lock().unwrap_or_else(PoisonError::into_inner).insert(tunnel.clone());
-        // A revocation between the handshake and the listing has not found the tunnel on the list.
-        tunnel.revoke(&self.shared.certificates.trust().borrow());
+    /// Notes a tunnel that a peer opened when the mesh trusted, at the least, whom `seen` says; until the guard goes.
+    pub(super) fn serving(self: &Arc<Self>, vetted: Vetted, seen: &Trust) -> Serving {
+        let key = self.served.lock().unwrap_or_else(PoisonError::into_inner).insert(vetted.clone());
+        // A change between the handshake and the listing has not found the tunnel on the list.
+        vetted.vet_if_changed(seen, &self.trust.now());
         // Nor has a stop: the peer opens its streams elsewhere.
         if self.stopping.load(Ordering::Acquire) {
-            tunnel.drain();
+            vetted.tunnel.drain();
         }
         Serving { pod: self.clone(), key }
     }

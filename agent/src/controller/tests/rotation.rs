@@ -32,7 +32,6 @@ impl Agent {
     /// The kubelet has brought the ConfigMap up to date.
     async fn sees(&self, ca: &CaService) {
         let mut trust = self.store.trust();
-        trust.borrow_and_update();
         ca.give(&self.directory);
         trust.changed().await.unwrap();
     }

@@ -27,7 +27,7 @@ struct Scene {
     /// The server's, and the pool's own.
     certificate: Arc<WorkloadCertificate>,
     /// Renews the pool's certificate for as long as it lives.
-    _store: CertificateStore,
+    store: CertificateStore,
 }
 
 impl Scene {
@@ -42,7 +42,7 @@ impl Scene {
         let netns = Arc::new(PodNetns::current());
         let pool = Pool::new(netns, &store, &identity, Workers::here(), 0);
         let key = Key { peer: server, expected: SmallVec::from_iter([Arc::new(identity)]), source: server.ip() };
-        Self { pool, key, here, echo: echo_server().await, frozen, root, ca, certificate, _store: store }
+        Self { pool, key, here, echo: echo_server().await, frozen, root, ca, certificate, store }
     }
 
     /// A bundle that revokes the server's certificate.
@@ -52,6 +52,12 @@ impl Scene {
         let list = self.root.revoke(&serial);
         let list = CertificateRevocationListDer::from_pem_slice(list.as_bytes()).unwrap();
         Arc::new(TrustBundle::new(vec![self.root.der.clone()], &[list]).unwrap())
+    }
+
+    /// How many tunnels end because the mesh does not trust their peers any more.
+    fn vet(&self) -> usize {
+        let trust = self.store.trust().now();
+        self.pool.tunnels().iter().filter(|tunnel| tunnel.vet(&trust)).count()
     }
 
     /// An application's connection, on its way through the pool.
@@ -106,10 +112,9 @@ fn a_tunnel_to_a_server_whose_certificate_is_revoked_ends_with_what_it_carries()
         let scene = Scene::new().await;
         let mut app = scene.dial(&scene.key).await;
         converse(&mut app).await;
-        assert_eq!(scene.pool.revoke(&scene.ca.trust.borrow()), 0);
-        let revocation = scene.revocation();
-        scene.ca.trust.send_replace(revocation.clone());
-        assert_eq!(scene.pool.revoke(&revocation), 1);
+        assert_eq!(scene.vet(), 0);
+        scene.ca.trust.send_replace(scene.revocation());
+        assert_eq!(scene.vet(), 1);
         assert_eq!(app.read(&mut [0; 8]).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
         // Nor is there another.
         let mut again = scene.dial(&scene.key).await;
@@ -117,6 +122,29 @@ fn a_tunnel_to_a_server_whose_certificate_is_revoked_ends_with_what_it_carries()
         while !scene.pool.is_empty() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    });
+}
+
+#[test]
+fn tunnels_to_servers_under_a_root_that_is_removed_end_and_no_session_of_theirs_is_resumed() {
+    run(async {
+        let scene = Scene::new().await;
+        let (mut app, other) = (scene.dial(&scene.key).await, Root::new("other"));
+        converse(&mut app).await;
+        let both = format!("{}{}", scene.root.pem, other.pem);
+        scene.ca.replace(&scene.root, &both);
+        assert_eq!(scene.vet(), 0, "its root is still there");
+        converse(&mut app).await;
+
+        // Nobody signs anything else meanwhile.
+        scene.ca.gate.forget_permits(usize::MAX);
+        scene.ca.replace(&other, &other.pem);
+        // Before anything else has heard of it, there is still a session to resume.
+        let key = Key { source: "127.0.0.2".parse().unwrap(), ..scene.key.clone() };
+        let mut resumed = scene.dial(&key).await;
+        assert_eq!(resumed.read(&mut [0; 8]).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+        assert_eq!(scene.vet(), 1);
+        assert_eq!(app.read(&mut [0; 8]).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
     });
 }
 
@@ -130,7 +158,8 @@ fn a_pool_that_drains_lets_finish_what_is_open_still_subject_to_revocation_and_o
         let mut late = scene.dial(&scene.key).await;
         assert_eq!(late.read(&mut [0; 8]).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
         converse(&mut app).await;
-        assert_eq!(scene.pool.revoke(&scene.revocation()), 1);
+        scene.ca.trust.send_replace(scene.revocation());
+        assert_eq!(scene.vet(), 1);
         assert_eq!(app.read(&mut [0; 8]).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
     });
 }

@@ -461,7 +461,7 @@ impl Mux {
 pub(super) fn flags_of(error: &TunnelError) -> ResponseFlags {
     match error {
         TunnelError::Alert(_) => ResponseFlags::TlsFailure,
-        TunnelError::Revoked => ResponseFlags::CertificateRevoked,
+        TunnelError::Distrusted(why) => why.response_flags(),
         TunnelError::Http2(_) => ResponseFlags::Http2HandshakeFailure,
         _ => ResponseFlags::ConnectFailure,
     }

@@ -67,7 +67,7 @@ impl Tunnel {
             match command {
                 Some(Command::Open(open)) => self.mux.open(open),
                 Some(Command::Drain) => self.mux.h2.go_away(ErrorCode::NO_ERROR),
-                Some(Command::Revoke) => return Err(TunnelError::Revoked),
+                Some(Command::Distrust(why)) => return Err(TunnelError::Distrusted(why)),
                 None => {
                     // Nobody can use it any more.
                     self.orphaned = true;

@@ -190,6 +190,22 @@ async fn a_certificate_whose_root_is_gone_is_replaced_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn no_session_outlives_its_root_though_nobody_signs_another_certificate() {
+    let (old, new) = (Root::new("old"), Root::new("new"));
+    let ca = ScriptedCa::gated(&old, clock(), 1);
+    let store = store(&ca);
+    let first = store.fetch(&cart()).await.unwrap();
+    ca.gate.forget_permits(1);
+    ca.replace(&new, &new.pem);
+    sleep(Duration::from_millis(1)).await;
+    let serving = store.current(&cart()).unwrap();
+    assert_eq!(serving.serial, first.serial, "the old certificate serves until there is another");
+    assert!(!Arc::ptr_eq(&serving.server, &first.server) && !Arc::ptr_eq(&serving.client, &first.client));
+    assert!(Arc::ptr_eq(&serving.trust, &ca.trust.borrow()));
+    assert!(ca.asked.load(Ordering::SeqCst) >= 2, "another one is asked for at once");
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_report_says_all_but_the_key() {
     let ca = ScriptedCa::new(&Root::new("root"), clock());
     let store = store(&ca);
