@@ -10,6 +10,7 @@
 #![allow(unsafe_code, reason = "talks to the kernel where no safe wrapper exists")]
 
 mod agents;
+mod application;
 mod cgroup;
 mod container;
 mod datagram;

@@ -397,7 +397,14 @@ pub fn keepalive() -> TcpKeepalive {
 /// # Errors
 /// What the kernel says.
 pub async fn connect(socket: Socket, peer: SocketAddr) -> io::Result<TcpStream> {
-    let stream = start_connect(socket, peer)?;
+    connected(start_connect(socket, peer)?).await
+}
+
+/// Waits until a connection that is under way is there.
+///
+/// # Errors
+/// What the kernel says.
+pub async fn connected(stream: TcpStream) -> io::Result<TcpStream> {
     stream.writable().await?;
     match stream.take_error()? {
         Some(error) => Err(error),

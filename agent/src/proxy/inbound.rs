@@ -11,11 +11,11 @@ use culvert_core::mesh::Snapshot;
 use culvert_core::policy::Call;
 use culvert_core::service::Service;
 use smallvec::SmallVec;
+use tokio::net::TcpStream;
 
 use super::accept::Incoming;
 use super::live::Admission;
 use super::pod::{Pod, is_own_port};
-use crate::hbone::client::start_connect;
 use crate::hbone::server::{self, Peer};
 use crate::hbone::tunnel::abort;
 use crate::hbone::tunnel::{Accept, Accepted, TunnelError};
@@ -136,11 +136,8 @@ impl Judge {
             record.close(Outcome::failed(ResponseFlags::ConnectFailure, "the pod has too many connections"));
             return Accepted::Refuse(503);
         }
-        let dialled = pod.netns.application_socket(ClientAddr::new(self.remote), destination.ip()).and_then(|socket| {
-            socket.set_tcp_nodelay(true)?;
-            start_connect(socket, destination)
-        });
-        match dialled {
+        let leg = pod.netns.connect_application(ClientAddr::new(self.remote), destination);
+        match leg.and_then(|leg| TcpStream::from_std(leg.into())) {
             Ok(app) => {
                 let admission = Admission::Inbound {
                     principal: Some(self.peer.identity.clone()),

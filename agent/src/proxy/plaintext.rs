@@ -11,7 +11,7 @@ use super::accept::Incoming;
 use super::live::Admission;
 use super::pod::Pod;
 use super::pump::pump;
-use crate::hbone::client::connect;
+use crate::hbone::client::connected;
 use crate::hbone::tunnel::abort;
 use crate::telemetry::{ConnectionInfo, Direction, Outcome, ResponseFlags, SecurityPolicy};
 
@@ -53,16 +53,14 @@ pub(super) fn serve(pod: &Arc<Pod>, incoming: Incoming) {
     let this = pod.clone();
     pod.shared.workers.get(pod.home).spawn(async move {
         let dialled = async {
-            let socket = this.netns.application_socket(ClientAddr::new(incoming.remote), incoming.local.ip())?;
-            socket.set_tcp_nodelay(true)?;
-            let server = match tokio::time::timeout(CONNECT_TIMEOUT, connect(socket, incoming.local)).await {
-                Ok(connected) => connected?,
-                Err(_) => return Err(std::io::ErrorKind::TimedOut.into()),
-            };
-            Ok::<_, std::io::Error>((incoming.local, server))
+            let leg = this.netns.connect_application(ClientAddr::new(incoming.remote), incoming.local)?;
+            match tokio::time::timeout(CONNECT_TIMEOUT, connected(TcpStream::from_std(leg.into())?)).await {
+                Ok(connected) => connected,
+                Err(_) => Err(std::io::ErrorKind::TimedOut.into()),
+            }
         };
         match dialled.await {
-            Ok((_, server)) => match TcpStream::from_std(incoming.socket) {
+            Ok(server) => match TcpStream::from_std(incoming.socket) {
                 Ok(client) => pump(client, server, flow).await,
                 Err(error) => flow.close(Outcome::error(error.to_string())),
             },

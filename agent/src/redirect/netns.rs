@@ -2,24 +2,19 @@
 
 use std::fs::File;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
-use culvert_core::address::{ClientAddr, NetnsCookie};
+use culvert_core::address::NetnsCookie;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 use smallvec::SmallVec;
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 
-use culvert_ebpf_common::{DNS_MARK, STEERING_MARK};
-
-/// Source ports of the agent's legs to applications: outside what clients use (32768 and up, IANA's and Linux's
-/// ephemeral ports), because `(client address, client port)` may be taken by the agent's own accepted socket.
-const APPLICATION_LEG_PORTS: std::ops::RangeInclusive<u16> = 1024..=32767;
+use culvert_ebpf_common::DNS_MARK;
 
 /// An address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -160,11 +155,6 @@ impl PodNetns {
         &self.addresses
     }
 
-    /// The pod's address of a family, if it has one.
-    pub fn address(&self, family: Family) -> Option<IpAddr> {
-        self.addresses.iter().copied().find(|ip| Family::of(*ip) == family)
-    }
-
     /// A nonblocking TCP socket in the pod's network namespace that is not steered: what it connects to sees the pod.
     ///
     /// # Errors
@@ -185,55 +175,6 @@ impl PodNetns {
         socket.set_mark(DNS_MARK)?;
         Ok(socket)
     }
-
-    /// A nonblocking TCP socket for a leg to the application in the pod at `pod`, bound to the client's address, so
-    /// that the application sees who calls. The port is another than the client's.
-    ///
-    /// # Errors
-    ///
-    /// [`io::ErrorKind::InvalidInput`] when the two addresses are of different families; otherwise the kernel's.
-    pub fn application_socket(&self, client: ClientAddr, pod: IpAddr) -> io::Result<Socket> {
-        let family = Family::of(pod.to_canonical());
-        if Family::of(client.ip()) != family {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!("the client {client} and the pod {pod} are of different address families"),
-            ));
-        }
-        let socket = self.tcp_socket(family)?;
-        match family {
-            Family::V4 => socket.set_ip_transparent_v4(true)?,
-            Family::V6 => set_int(&socket, libc::SOL_IPV6, libc::IPV6_TRANSPARENT, 1)?,
-        }
-        socket.set_mark(STEERING_MARK)?;
-        bind_outside_client_ports(&socket, client.ip())?;
-        Ok(socket)
-    }
-}
-
-/// Binds to `ip` and a port that clients do not use.
-///
-/// `IP_LOCAL_PORT_RANGE` (Linux 6.3) is no help: the kernel ignores it where it is outside the namespace's
-/// `net.ipv4.ip_local_port_range`, which is the very range to be avoided.
-fn bind_outside_client_ports(socket: &Socket, ip: IpAddr) -> io::Result<()> {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    const TRIES: u32 = 256;
-    let (first, count) = (u32::from(*APPLICATION_LEG_PORTS.start()), APPLICATION_LEG_PORTS.len() as u32);
-    for _ in 0..TRIES {
-        let offset = NEXT.fetch_add(1, Ordering::Relaxed) % count;
-        let port = u16::try_from(first + offset).unwrap_or(*APPLICATION_LEG_PORTS.start());
-        match socket.bind(&SockAddr::from(SocketAddr::new(ip, port))) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
-            // Only now, or the port of another leg would do for bind() and fail connect(). With it, an application
-            // can still listen on this port.
-            Ok(()) => return socket.set_reuse_address(true),
-            Err(error) => return Err(error),
-        }
-    }
-    // A client with so many connections that they fill the range: connect() may take a port that a later connection
-    // of the client comes from, which is then refused. Rare, and better than to refuse this one.
-    set_int(socket, libc::SOL_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
-    socket.bind(&SockAddr::from(SocketAddr::new(ip, 0)))
 }
 
 pub(super) fn set_int(socket: &Socket, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
