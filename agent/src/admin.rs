@@ -5,6 +5,7 @@
 
 mod body;
 mod dump;
+mod places;
 mod routes;
 mod server;
 

@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use http::header::{ALLOW, CONTENT_TYPE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
+use tokio::sync::Mutex;
 
 use super::body::Body;
 use super::server::Endpoint;
 use super::{AdminState, Report};
+use crate::telemetry::Telemetry;
 
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
@@ -56,13 +58,24 @@ pub(super) fn respond<B>(
     async move {
         match answer {
             Answer::Now(response) => response,
-            // A text of up to some megabytes: made where it keeps no connection waiting.
-            Answer::Metrics => match tokio::task::spawn_blocking(move || telemetry.encode()).await {
-                Ok(Ok(metrics)) => with_type(OPEN_METRICS, Response::new(Body::text(metrics))),
+            Answer::Metrics => match encode(telemetry).await {
+                Some(metrics) => with_type(OPEN_METRICS, Response::new(Body::text(metrics))),
                 _ => plain(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be encoded\n"),
             },
         }
     }
+}
+
+/// The metrics: a text of up to some megabytes, made where it keeps no connection waiting. One at a time: who asks and
+/// goes away again and again has one thread at work, not many.
+async fn encode(telemetry: Telemetry) -> Option<String> {
+    static TURN: Mutex<()> = Mutex::const_new(());
+    let turn = TURN.lock().await;
+    let encoding = tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        telemetry.encode()
+    });
+    encoding.await.ok()?.ok()
 }
 
 enum Answer {

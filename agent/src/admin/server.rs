@@ -11,12 +11,10 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 
+use super::places::Places;
 use super::{AdminState, routes};
 
-/// Connections served at once, each endpoint for itself; others wait in the backlog.
-const MAX_CONNECTIONS: usize = 32;
 /// How long a client may take to send the head of a request.
 const HEAD_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a connection lives, dumps of big meshes to slow readers included.
@@ -104,11 +102,10 @@ impl Bound {
     /// Answers until dropped.
     pub async fn serve(self, state: AdminState) {
         let state = Arc::new(state);
-        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let mut places = Places::default();
         loop {
-            let Ok(slot) = slots.clone().acquire_owned().await else { return };
-            let socket = match self.listener.accept().await {
-                Ok((socket, _)) => socket,
+            let (socket, client) = match self.listener.accept().await {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!(endpoint = %self.endpoint, %error, "cannot accept a connection");
                     // Out of descriptors, most likely: trying again at once would only burn the CPU.
@@ -117,10 +114,8 @@ impl Bound {
                 }
             };
             let connection = connection(self.endpoint, state.clone(), socket);
-            tokio::spawn(async move {
-                let _ = tokio::time::timeout(CONNECTION_DEADLINE, connection).await;
-                drop(slot);
-            });
+            let served = tokio::spawn(tokio::time::timeout(CONNECTION_DEADLINE, connection));
+            places.give(client.ip(), served.abort_handle());
         }
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use culvert_core::identity::Identity;
 use culvert_core::mesh::Mesh;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use super::*;
 use crate::ca::testing::{Root, ScriptedCa};
@@ -205,6 +205,39 @@ async fn a_head_without_end_is_cut_off() {
     let mut response = Vec::new();
     let _ = socket.read_to_end(&mut response).await;
     assert!(response.is_empty() || response.starts_with(b"HTTP/1.1 431"), "{:?}", String::from_utf8_lossy(&response));
+}
+
+#[tokio::test]
+async fn whoever_holds_many_connections_makes_room_for_others() {
+    let readiness = start(Endpoint::Readiness, state()).await;
+    let connect = async |from: &str| {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::new(from.parse().unwrap(), 0)).unwrap();
+        socket.connect(readiness).await.unwrap()
+    };
+    let ask = async |socket: &mut TcpStream| {
+        socket.write_all(b"GET /healthz/ready HTTP/1.1\r\nhost: x\r\n\r\n").await?;
+        let mut answer = [0; 12];
+        // Sooner than any connection that is slow is given up on its own.
+        let read = tokio::time::timeout(Duration::from_secs(3), socket.read_exact(&mut answer));
+        read.await.map_err(io::Error::from)??;
+        assert_eq!(&answer, b"HTTP/1.1 200");
+        io::Result::Ok(())
+    };
+    let mut probe = connect("127.0.0.2").await;
+    ask(&mut probe).await.unwrap();
+    let mut slow = Vec::new();
+    for _ in 0..2 * places::MAX_CONNECTIONS {
+        let mut socket = connect("127.0.0.3").await;
+        socket.write_all(b"GET /").await.unwrap();
+        slow.push(socket);
+    }
+    ask(&mut connect("127.0.0.4").await).await.unwrap();
+    // Though it is the oldest.
+    let mut rest = vec![0; 1 << 10];
+    assert!(probe.try_read(&mut rest).is_ok_and(|read| read > 0));
+    ask(&mut probe).await.unwrap();
+    assert_eq!(slow[0].read(&mut rest).await.unwrap_or_default(), 0);
 }
 
 #[tokio::test]
