@@ -355,6 +355,11 @@ async fn follow_objects(
         told_in = turns.borrow().taken;
         let touched = state.take_touched();
         mesh.store(snapshot.clone());
+        // First: what is open must not wait until the programs have been told of thousands of destinations.
+        let ended = proxies.recheck(&snapshot);
+        if ended > 0 {
+            tracing::info!(ended, "connections closed: what allowed them has changed");
+        }
         // Before the pods are taken in that rely on it.
         let known = snapshot.clone();
         let follow = move || {
@@ -366,10 +371,6 @@ async fn follow_objects(
             // The runtime is being shut down, or it has reported a panic.
             Err(_) => return,
         };
-        let ended = proxies.recheck(&snapshot);
-        if ended > 0 {
-            tracing::info!(ended, "connections closed: what allowed them has changed");
-        }
         snapshots.send_replace(snapshot);
         loaded.send_replace(true);
         for seen in waiting.drain(..) {

@@ -65,6 +65,15 @@ impl Scene {
         authorization_policy("shop", "deny-one", &spec)
     }
 
+    /// Sets the mesh options.
+    fn options(&self, options: &str) {
+        let map = format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: culvert, namespace: istio-system}}\n\
+             data: {{mesh: '{options}'}}\n"
+        );
+        self.mesh.directory.write("options", &[map]).unwrap();
+    }
+
     /// A peer of another make with a tunnel to the app and one stream open in it.
     fn tunnel(&self, leaf: &support::authority::Leaf) -> Raw {
         let door = SocketAddr::new(self.target.ip(), HBONE);
@@ -111,6 +120,23 @@ fn a_policy_closes_what_it_no_longer_allows_and_nothing_else() {
     scene.mesh.directory.write("policies", &[]).unwrap();
     eventually(SECOND, "the client to be allowed again", || scene.can_connect("client").then_some(())).unwrap();
     echo::ping(&mut other).unwrap();
+}
+
+#[test]
+fn a_policy_does_not_wait_until_the_programs_have_been_told_of_destinations() {
+    let scene = Scene::new();
+    scene.options("culvert: {outboundBypass: {ports: [1]}}");
+    let told = || scene.mesh.agent.admin("/redirection").unwrap().body.contains("\"complete\": true").then_some(());
+    eventually(LIMIT, "the programs to be told of destinations", told).unwrap();
+    let (mut client, mut other) = (scene.open("client"), scene.open("other"));
+    // As if another agent took charge, for as long as it likes.
+    let pins = fs::File::open(scene.mesh.topology.scope().pin_directory("n1").unwrap()).unwrap();
+    pins.lock().unwrap();
+    scene.mesh.directory.write("policies", &[Scene::deny("client")]).unwrap();
+    let took = time_to_end(&mut client, LIMIT);
+    assert!(took < SECOND, "{took:?}");
+    echo::ping(&mut other).unwrap();
+    drop(pins);
 }
 
 #[test]
@@ -170,13 +196,7 @@ fn peers_under_a_root_or_of_a_trust_domain_that_goes_lose_their_connections_and_
         fs::write(&part, roots.concat()).unwrap();
         fs::rename(part, scene.mesh.ca.join("root-cert.pem")).unwrap();
     };
-    let alias = |names: &str| {
-        let map = format!(
-            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: culvert, namespace: istio-system}}\n\
-             data: {{mesh: 'trustDomainAliases: [{names}]'}}\n"
-        );
-        scene.mesh.directory.write("options", &[map]).unwrap();
-    };
+    let alias = |names: &str| scene.options(&format!("trustDomainAliases: [{names}]"));
     trust(&[own.root(), other.root()]);
     alias("old-name");
     let (of_own, of_other) = (own.issue(PEER).unwrap(), other.issue(PEER).unwrap());
