@@ -1,22 +1,22 @@
 //! A closed-loop load generator for the benchmark: a fixed number of connections, each with one request under way.
 //!
-//! `culvert-load keepalive|new|connect|hold ADDRESS CONNECTIONS SECONDS`
+//! `culvert-load keepalive|new|close|connect|hold ADDRESS CONNECTIONS SECONDS`
 //!
-//! `keepalive` sends request after request on each connection; `new` makes a connection for every request, whose
-//! latency runs from before connect to the end of the answer; `connect` only connects, and resets; each prints one line of
-//! JSON. `hold` sends one request on
-//! each connection, prints `holding` and leaves them open.
+//! `keepalive` sends request after request on each connection; `new` makes a connection for every request, which the
+//! server closes, and whose latency runs from before connect to the end of the answer; `close` does the same and closes
+//! first, so that every port on the way rests in TIME_WAIT at the client's end; `connect` only connects, and resets; each
+//! prints one line of JSON. `hold` sends one request on each connection, prints `holding` and leaves them open.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use culvert_tests::Histogram;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::LocalSet;
 use tokio::time::timeout;
 
@@ -27,6 +27,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 enum Mode {
     Keep,
     New,
+    Close,
     Connect,
 }
 
@@ -40,7 +41,7 @@ struct Tally {
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [mode, address, connections, seconds] = arguments.as_slice() else {
-        bail!("usage: culvert-load keepalive|new|connect|hold ADDRESS CONNECTIONS SECONDS");
+        bail!("usage: culvert-load keepalive|new|close|connect|hold ADDRESS CONNECTIONS SECONDS");
     };
     let address: SocketAddr = address.parse().context("ADDRESS is IP:PORT")?;
     let connections: usize = connections.parse().context("CONNECTIONS is a number")?;
@@ -49,6 +50,7 @@ fn main() -> Result<()> {
     match mode.as_str() {
         "keepalive" => LocalSet::new().block_on(&runtime, load(address, connections, duration, Mode::Keep)),
         "new" => LocalSet::new().block_on(&runtime, load(address, connections, duration, Mode::New)),
+        "close" => LocalSet::new().block_on(&runtime, load(address, connections, duration, Mode::Close)),
         "connect" => LocalSet::new().block_on(&runtime, load(address, connections, duration, Mode::Connect)),
         "hold" => runtime.block_on(hold(address, connections, duration)),
         _ => bail!("no mode {mode}"),
@@ -67,6 +69,7 @@ async fn load(address: SocketAddr, connections: usize, duration: Duration, mode:
                     let ended = match mode {
                         Mode::Keep => keep(address, until, &tally).await,
                         Mode::New => fresh(address, &tally).await,
+                        Mode::Close => closing(address, &tally).await,
                         Mode::Connect => bare(address, &tally).await,
                     };
                     if let Err(error) = ended {
@@ -132,6 +135,46 @@ async fn fresh(address: SocketAddr, tally: &RefCell<Tally>) -> io::Result<()> {
     timeout(LIMIT, once).await??;
     tally.borrow_mut().latencies.record(started.elapsed());
     Ok(())
+}
+
+/// One connection, one request, and the end of it as soon as the answer is there.
+async fn closing(address: SocketAddr, tally: &RefCell<Tally>) -> io::Result<()> {
+    let request = format!("GET / HTTP/1.1\r\nHost: {address}\r\n\r\n");
+    let mut buffer = vec![0; 16384];
+    let started = Instant::now();
+    let once = async {
+        let mut stream = connect_again(address).await?;
+        exchange(&mut stream, request.as_bytes(), &mut buffer).await
+    };
+    timeout(LIMIT, once).await??;
+    tally.borrow_mut().latencies.record(started.elapsed());
+    Ok(())
+}
+
+/// Connects from a port that may still be in TIME_WAIT: bound with SO_REUSEADDR, it can be taken again, and this client
+/// does not run out of ports before anything that it measures does.
+async fn connect_again(address: SocketAddr) -> io::Result<TcpStream> {
+    const PORTS: std::ops::Range<u16> = 32768..61000;
+    thread_local!(static NEXT: Cell<u16> = const { Cell::new(PORTS.start) });
+    for _ in PORTS {
+        let port = NEXT.get();
+        NEXT.set(if port + 1 < PORTS.end { port + 1 } else { PORTS.start });
+        let (socket, any) = match address {
+            SocketAddr::V4(_) => (TcpSocket::new_v4()?, IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+            SocketAddr::V6(_) => (TcpSocket::new_v6()?, IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
+        };
+        socket.set_reuseaddr(true)?;
+        socket.set_nodelay(true)?;
+        let connected = match socket.bind(SocketAddr::new(any, port)) {
+            Ok(()) => socket.connect(address).await,
+            Err(error) => Err(error),
+        };
+        match connected {
+            Err(error) if matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable) => {}
+            connected => return connected,
+        }
+    }
+    Err(io::ErrorKind::AddrNotAvailable.into())
 }
 
 /// One connection, reset at once: it leaves no port behind in TIME_WAIT.
