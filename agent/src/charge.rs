@@ -11,6 +11,8 @@ use crate::redirect::Redirect;
 
 /// How often it is looked who is in charge: a look at a map of a few rows.
 const LOOK: Duration = Duration::from_millis(500);
+/// When it is tried again to take charge.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// What an agent knows of its own charge.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,11 +50,13 @@ impl Charge {
         self.turn.subscribe()
     }
 
-    /// Takes it, the first time. To be called when the mesh is known.
-    ///
-    /// # Errors
-    /// The map of agents could not be written.
-    pub async fn take(&self) -> io::Result<()> {
+    /// Takes it, the first time, however often it has to be tried: a quiet cluster gives no other occasion. To be called
+    /// when the mesh is known.
+    pub async fn take(&self) {
+        persist(|| self.try_take()).await;
+    }
+
+    async fn try_take(&self) -> io::Result<()> {
         let redirect = self.redirect.clone();
         tokio::task::spawn_blocking(move || redirect.take_charge()).await.map_err(io::Error::other)??;
         self.turn.send_modify(|turn| *turn = Turn { is_ours: true, taken: turn.taken + 1 });
@@ -78,11 +82,37 @@ impl Charge {
                 // Its own row is the newest of those that live again.
                 (_, true) => {
                     tracing::warn!("the agent that took over from this one is gone: serving this node's pods again");
-                    if let Err(error) = self.take().await {
+                    if let Err(error) = self.try_take().await {
                         tracing::error!(%error, "cannot take charge of this node's pods again; trying once more");
                     }
                 }
             }
         }
+    }
+}
+
+/// Tries until it succeeds.
+async fn persist<F: Future<Output = io::Result<()>>>(mut attempt: impl FnMut() -> F) {
+    while let Err(error) = attempt().await {
+        tracing::error!(%error, "cannot take charge of this node's pods; trying again in a moment");
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn charge_that_cannot_be_taken_is_tried_for_again_with_nothing_to_remind_of_it() {
+        let (begun, mut failures) = (Instant::now(), 3);
+        persist(|| {
+            failures -= 1;
+            std::future::ready(if failures == 0 { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) })
+        })
+        .await;
+        assert_eq!((failures, begun.elapsed()), (0, 2 * AGAIN));
     }
 }
