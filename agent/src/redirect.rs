@@ -32,17 +32,17 @@ mod steps;
 mod sysctls;
 
 use std::io;
-use std::net::{IpAddr, TcpListener, UdpSocket};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use culvert_core::address::NetnsCookie;
 use culvert_core::bypass::{Destination, Rules};
 use ipnet::IpNet;
 
 use agents::Agents;
 pub use datagram::Replies;
 pub use error::{EnrolError, LoadError, WriteError};
+pub use listen::{DnsListeners, Listeners};
 use netns::Netns;
 pub use netns::{Family, PodNetns};
 use pins::Pins;
@@ -77,60 +77,6 @@ pub struct PodSpec {
     pub capture_dns: bool,
     /// The destinations that its connections are not captured to.
     pub outbound_rules: Option<Arc<Rules>>,
-}
-
-/// The pod's listeners, in its network namespace, nonblocking.
-///
-/// On each, `local_addr()` of an accepted socket is the original destination. They are dual-stack: addresses may come
-/// as IPv4-mapped IPv6 and are to be made canonical.
-#[derive(Debug)]
-pub struct Listeners {
-    /// What the pod's applications dial.
-    pub outbound: TcpListener,
-    /// Tunnels to port 15008 of the pod.
-    pub hbone: TcpListener,
-    /// Everything else that reaches the pod.
-    pub plaintext: TcpListener,
-    /// What the pod asks of DNS, where that is captured.
-    pub dns: Option<DnsListeners>,
-}
-
-/// The sockets that take what a pod asks of DNS, dual-stack and nonblocking.
-#[derive(Debug)]
-pub struct DnsListeners {
-    /// Datagrams; each tells by `IPV6_PKTINFO` (`IP_PKTINFO` where the kernel has no IPv6) what address it was sent to.
-    pub udp: UdpSocket,
-    /// Connections; `local_addr()` of an accepted socket is the server that was asked.
-    pub tcp: TcpListener,
-    /// Answers to datagrams, from the address that was asked.
-    pub replies: Replies,
-}
-
-impl Listeners {
-    /// The same listeners under new descriptors.
-    ///
-    /// # Errors
-    ///
-    /// The agent is out of descriptors.
-    pub fn try_clone(&self) -> std::io::Result<Self> {
-        Ok(Self {
-            outbound: self.outbound.try_clone()?,
-            hbone: self.hbone.try_clone()?,
-            plaintext: self.plaintext.try_clone()?,
-            dns: self.dns.as_ref().map(DnsListeners::try_clone).transpose()?,
-        })
-    }
-}
-
-impl DnsListeners {
-    /// The same sockets under new descriptors.
-    ///
-    /// # Errors
-    ///
-    /// The agent is out of descriptors.
-    pub fn try_clone(&self) -> io::Result<Self> {
-        Ok(Self { udp: self.udp.try_clone()?, tcp: self.tcp.try_clone()?, replies: self.replies.try_clone()? })
-    }
 }
 
 /// The loaded programs and the pods that they steer.
@@ -338,11 +284,6 @@ impl Redirect {
     /// How each pod is captured, and what is wrong if anything is.
     pub fn report(&self) -> Vec<PodReport> {
         self.shared.report()
-    }
-
-    /// The node's own network namespace.
-    pub fn host_netns(&self) -> NetnsCookie {
-        self.shared.host_netns()
     }
 
     /// Lets go of every pod, detaches the programs and removes the pins: nothing of Culvert is left on the node.

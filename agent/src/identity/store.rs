@@ -86,13 +86,6 @@ impl CertificateHandle {
     pub fn current(&self) -> Option<Arc<WorkloadCertificate>> {
         self.0.borrow().certificate.clone()
     }
-
-    /// Waits until the certificate is another one; never returns once the identity was forgotten.
-    pub async fn changed(&mut self) {
-        if self.0.changed().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    }
 }
 
 impl CertificateStore {

@@ -33,15 +33,6 @@ impl Replies {
         Ok(Self { v4: raw(Domain::IPV4)?, v6 })
     }
 
-    /// The same sockets under new descriptors.
-    ///
-    /// # Errors
-    ///
-    /// The agent is out of descriptors.
-    pub fn try_clone(&self) -> io::Result<Self> {
-        Ok(Self { v4: self.v4.try_clone()?, v6: self.v6.as_ref().map(Socket::try_clone).transpose()? })
-    }
-
     /// Sends `payload` to `to`, as from `from`.
     ///
     /// # Errors

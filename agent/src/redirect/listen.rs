@@ -7,7 +7,6 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::datagram::Replies;
 use super::netns::{Netns, set_int};
-use super::{DnsListeners, Listeners};
 
 /// As many as the kernel allows (`net.core.somaxconn`): a burst of new connections must not wait for a SYN to be sent
 /// again.
@@ -16,6 +15,33 @@ const BACKLOG: i32 = 4096;
 /// Where listeners are bound: an address for documentation (RFC 5737), which nobody can dial, as what is dialled in an
 /// enrolled pod is steered. Bound to loopback, any process of the pod could connect.
 const NOWHERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+
+/// The pod's listeners, in its network namespace, nonblocking.
+///
+/// On each, `local_addr()` of an accepted socket is the original destination. They are dual-stack: addresses may come
+/// as IPv4-mapped IPv6 and are to be made canonical.
+#[derive(Debug)]
+pub struct Listeners {
+    /// What the pod's applications dial.
+    pub outbound: TcpListener,
+    /// Tunnels to port 15008 of the pod.
+    pub hbone: TcpListener,
+    /// Everything else that reaches the pod.
+    pub plaintext: TcpListener,
+    /// What the pod asks of DNS, where that is captured.
+    pub dns: Option<DnsListeners>,
+}
+
+/// The sockets that take what a pod asks of DNS, dual-stack and nonblocking.
+#[derive(Debug)]
+pub struct DnsListeners {
+    /// Datagrams; each tells by `IPV6_PKTINFO` (`IP_PKTINFO` where the kernel has no IPv6) what address it was sent to.
+    pub udp: UdpSocket,
+    /// Connections; `local_addr()` of an accepted socket is the server that was asked.
+    pub tcp: TcpListener,
+    /// Answers to datagrams, from the address that was asked.
+    pub replies: Replies,
+}
 
 /// Opens the listeners in `netns`.
 pub(super) fn open(netns: &Netns, dns_wanted: bool) -> io::Result<Listeners> {
