@@ -23,3 +23,4 @@ pub mod pod;
 mod pump;
 pub mod recheck;
 mod resolve;
+mod served;

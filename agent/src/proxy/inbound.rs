@@ -54,7 +54,7 @@ pub(super) fn serve(pod: &Arc<Pod>, incoming: Incoming) {
         drop(handshaking);
         match accepted {
             Ok((tunnel, vetted)) => {
-                let _serving = pod.serving(vetted, &seen);
+                let _serving = pod.served.enter(vetted, &seen);
                 match tunnel.await {
                     Ok(()) => {}
                     // A peer may go away as it likes; what it sends has rules.

@@ -1,11 +1,5 @@
 //! What the clients of one pod may take of the agent, which serves other pods too.
 //!
-//! | limit | per client address | per pod | why |
-//! |---|---|---|---|
-//! | handshakes under way | 32 | 256 | each costs some 20 kB and has 10 s; our own clients dial one at a time |
-//! | tunnels | 512 | 16 384 | each costs some 6 kB when idle and carries 200 streams; a client has one per 100 connections |
-//! | connections | | 50 000 | each costs two descriptors; beyond, the pod's own ports run out |
-//!
 //! What is beyond a limit is refused at once: with a reset, or with 503 within a tunnel.
 
 use std::collections::HashMap;
@@ -14,17 +8,29 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Live connections of one pod, in all directions.
+/// TLS handshakes under way. Each costs some 20 kB and has 10 s; our own clients dial one at a time.
+const HANDSHAKES: Limit = Limit { what: "handshakes", per_address: 32, total: 256 };
+/// Tunnels. Each costs some 6 kB when idle and carries 200 streams; a client has one per 100 connections.
+const TUNNELS: Limit = Limit { what: "tunnels", per_address: 512, total: 16_384 };
+/// Live connections of one pod, in all directions. Each costs two descriptors; beyond, the pod's own ports run out.
 pub(super) const MAX_CONNECTIONS: usize = 50_000;
+/// How long whatever a connection leads to may take to accept it (as ztunnel).
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a limit that stays reached is spoken of: a flood must not become one of the log.
 const SAY_EVERY: Duration = Duration::from_secs(10);
+
+/// How many there may be of one client address, and in total, for each pod.
+#[derive(Clone, Copy, Debug)]
+struct Limit {
+    what: &'static str,
+    per_address: usize,
+    total: usize,
+}
 
 /// Counts what is under way, by the client's address.
 #[derive(Debug)]
 pub(super) struct Gate {
-    what: &'static str,
-    per_address: usize,
-    total: usize,
+    limit: Limit,
     inside: Mutex<Inside>,
 }
 
@@ -71,23 +77,24 @@ impl fmt::Display for Full {
 impl Gate {
     /// For TLS handshakes.
     pub(super) fn handshakes() -> Arc<Self> {
-        Self::new("handshakes", 32, 256)
+        Self::new(HANDSHAKES)
     }
 
     /// For tunnels.
     pub(super) fn tunnels() -> Arc<Self> {
-        Self::new("tunnels", 512, 16_384)
+        Self::new(TUNNELS)
     }
 
-    fn new(what: &'static str, per_address: usize, total: usize) -> Arc<Self> {
-        Arc::new(Self { what, per_address, total, inside: Mutex::default() })
+    fn new(limit: Limit) -> Arc<Self> {
+        Arc::new(Self { limit, inside: Mutex::default() })
     }
 
     /// Takes a place, if there is one.
     pub(super) fn enter(self: &Arc<Self>, address: IpAddr) -> Result<Pass, Full> {
+        let Limit { what, per_address, total } = self.limit;
         let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_address = inside.by_address.get(&address).is_some_and(|count| *count >= self.per_address);
-        if of_address || inside.total >= self.total {
+        let of_address = inside.by_address.get(&address).is_some_and(|count| *count >= per_address);
+        if of_address || inside.total >= total {
             inside.refused += 1;
             let now = Instant::now();
             let is_news = inside.said.is_none_or(|said| now - said >= SAY_EVERY);
@@ -95,8 +102,8 @@ impl Gate {
             if is_news {
                 inside.said = Some(now);
             }
-            let limit = if of_address { self.per_address } else { self.total };
-            return Err(Full { what: self.what, limit, of_address, refused });
+            let limit = if of_address { per_address } else { total };
+            return Err(Full { what, limit, of_address, refused });
         }
         inside.total += 1;
         *inside.by_address.entry(address).or_default() += 1;
@@ -123,7 +130,7 @@ mod tests {
 
     #[test]
     fn one_address_cannot_take_every_place() {
-        let gate = Gate::new("places", 2, 3);
+        let gate = Gate::new(Limit { what: "places", per_address: 2, total: 3 });
         let (greedy, modest): (IpAddr, IpAddr) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
         let first = gate.enter(greedy).unwrap();
         let _second = gate.enter(greedy).unwrap();
@@ -138,7 +145,7 @@ mod tests {
 
     #[test]
     fn an_address_that_has_left_is_forgotten() {
-        let gate = Gate::new("places", 2, 3);
+        let gate = Gate::new(Limit { what: "places", per_address: 2, total: 3 });
         drop(gate.enter("fd00::1".parse().unwrap()).unwrap());
         assert!(gate.inside.lock().unwrap().by_address.is_empty());
     }

@@ -3,7 +3,6 @@
 use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use culvert_core::address::OriginalDst;
 use culvert_core::hbone::h2::Request;
@@ -18,6 +17,7 @@ use smallvec::SmallVec;
 use tokio::net::TcpStream;
 
 use super::accept::Incoming;
+use super::limits::CONNECT_TIMEOUT;
 use super::live::{Admission, Flow};
 use super::pod::Pod;
 use super::pump::pump;
@@ -26,8 +26,6 @@ use crate::hbone::client::{Key, connect};
 use crate::hbone::tunnel::{Open, abort};
 use crate::redirect::Family;
 use crate::telemetry::{ConnectionInfo, Direction, HboneTarget, Outcome, ResponseFlags, SecurityPolicy};
-
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 thread_local! {
     // Chooses endpoints; nothing secret depends on it.

@@ -1,21 +1,19 @@
 //! Connections that reach the pod in plaintext.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use culvert_core::address::ClientAddr;
 use culvert_core::policy::Call;
 use tokio::net::TcpStream;
 
 use super::accept::Incoming;
+use super::limits::CONNECT_TIMEOUT;
 use super::live::Admission;
 use super::pod::Pod;
 use super::pump::pump;
 use crate::hbone::client::connected;
 use crate::hbone::tunnel::abort;
 use crate::telemetry::{ConnectionInfo, Direction, Outcome, ResponseFlags, SecurityPolicy};
-
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Judges a connection without a principal, and takes it to the application if it may pass.
 pub(super) fn serve(pod: &Arc<Pod>, incoming: Incoming) {

@@ -1,8 +1,7 @@
 //! What the proxies of one pod share.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -11,19 +10,19 @@ use culvert_core::identity::Identity;
 use culvert_core::mesh::Snapshot;
 use culvert_core::policy::{AuthorizationPolicy, Call, Decision, authorize};
 use culvert_core::workload::{Workload, WorkloadUid};
-use slab::Slab;
 use tokio::sync::watch;
 
 use super::accept::{Incoming, accept};
 use super::limits::{Gate, MAX_CONNECTIONS};
 use super::live::{Admission, Connections, EndReason, Flow};
 use super::recheck::is_allowed;
+use super::served::Served;
 use super::{inbound, outbound, plaintext};
 use crate::dns::PodDns;
 use crate::enrolment::ProxyPod;
 use crate::hbone::client::Pool;
 use crate::hbone::vetted::Vetted;
-use crate::identity::{CertificateHandle, CertificateStore, Trust, TrustWatch};
+use crate::identity::{CertificateHandle, CertificateStore, TrustWatch};
 use crate::redirect::PodNetns;
 use crate::telemetry::{ConnectionRecord, Direction, PeerLine, Telemetry};
 use crate::workers::Workers;
@@ -54,16 +53,14 @@ pub(super) struct Pod {
     pub(super) identity: Arc<Identity>,
     pub(super) netns: Arc<PodNetns>,
     pub(super) certificate: CertificateHandle,
-    pub(super) trust: TrustWatch,
     pub(super) connections: Arc<Connections>,
     pub(super) pool: Pool,
     pub(super) home: usize,
     pub(super) handshakes: Arc<Gate>,
     pub(super) tunnels: Arc<Gate>,
     /// Tunnels that peers have opened to us.
-    served: Mutex<Slab<Vetted>>,
-    /// Nothing begins here any more.
-    stopping: AtomicBool,
+    pub(super) served: Arc<Served>,
+    pub(super) trust: TrustWatch,
     /// What serves the pod in place of this.
     successor: OnceLock<Arc<Pod>>,
     baggage: ArcSwap<(WorkloadBaggage, Arc<str>)>,
@@ -86,14 +83,13 @@ impl PodProxy {
             identity,
             netns,
             certificate,
-            trust,
             connections: Arc::default(),
             pool,
             home,
             handshakes: Gate::handshakes(),
             tunnels: Gate::tunnels(),
-            served: Mutex::default(),
-            stopping: AtomicBool::new(false),
+            served: Served::new(trust.clone()),
+            trust,
             successor: OnceLock::new(),
             baggage: ArcSwap::from_pointee((None, "".into())),
         });
@@ -129,11 +125,8 @@ impl PodProxy {
     /// most; then ends it.
     pub async fn stop(&self, deadline: Duration) {
         self.stop.send_replace(true);
-        self.pod.stopping.store(true, Ordering::Release);
         self.pod.pool.drain();
-        for (_, vetted) in self.pod.served.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-            vetted.tunnel.drain();
-        }
+        self.pod.served.drain();
         self.pod.finish(deadline).await;
     }
 }
@@ -153,9 +146,7 @@ impl Pod {
 
     /// The tunnels from and to its peers, those that drain among them.
     pub(super) fn tunnels(&self) -> Vec<Vetted> {
-        let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
-        let served: Vec<_> = served.iter().map(|(_, vetted)| vetted.clone()).collect();
-        served.into_iter().chain(self.pool.tunnels()).collect()
+        self.served.tunnels().into_iter().chain(self.pool.tunnels()).collect()
     }
 
     /// What serves the pod now: this, or what it has been replaced by.
@@ -223,34 +214,10 @@ impl Pod {
         text
     }
 
-    /// Notes a tunnel that a peer opened when the mesh trusted, at the least, whom `seen` says; until the guard goes.
-    pub(super) fn serving(self: &Arc<Self>, vetted: Vetted, seen: &Trust) -> Serving {
-        let key = self.served.lock().unwrap_or_else(PoisonError::into_inner).insert(vetted.clone());
-        // A change between the handshake and the listing has not found the tunnel on the list.
-        vetted.vet_if_changed(seen, &self.trust.now());
-        // Nor has a stop: the peer opens its streams elsewhere.
-        if self.stopping.load(Ordering::Acquire) {
-            vetted.tunnel.drain();
-        }
-        Serving { pod: self.clone(), key }
-    }
-
     /// Which worker, counted from home, serves the next tunnel that a peer opens: a peer opens a second one when the
     /// first is busy, so they are best kept apart.
     pub(super) fn next_served(&self) -> usize {
-        self.served.lock().unwrap_or_else(PoisonError::into_inner).len()
-    }
-}
-
-/// Takes a tunnel off its pod's list when it has ended.
-pub(super) struct Serving {
-    pod: Arc<Pod>,
-    key: usize,
-}
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        self.pod.served.lock().unwrap_or_else(PoisonError::into_inner).try_remove(self.key);
+        self.served.len()
     }
 }
 
