@@ -135,16 +135,23 @@ fn tunnels_to_servers_under_a_root_that_is_removed_end_and_no_session_of_theirs_
         scene.ca.replace(&scene.root, &both);
         assert_eq!(scene.vet(), 0, "its root is still there");
         converse(&mut app).await;
+        let identity = &scene.certificate.identity;
+        while !Arc::ptr_eq(&scene.store.current(identity).unwrap().trust, &scene.ca.trust.borrow()) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        // With a session to resume.
+        let from = |source: &str| Key { source: source.parse().unwrap(), ..scene.key.clone() };
+        let mut again = scene.dial(&from("127.0.0.2")).await;
+        converse(&mut again).await;
 
-        // Nobody signs anything else meanwhile.
+        // Nobody signs anything else meanwhile. The session may be there still.
         scene.ca.gate.forget_permits(usize::MAX);
         scene.ca.replace(&other, &other.pem);
-        // Before anything else has heard of it, there is still a session to resume.
-        let key = Key { source: "127.0.0.2".parse().unwrap(), ..scene.key.clone() };
-        let mut resumed = scene.dial(&key).await;
+        let mut resumed = scene.dial(&from("127.0.0.3")).await;
         assert_eq!(resumed.read(&mut [0; 8]).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
-        assert_eq!(scene.vet(), 1);
+        assert_eq!(scene.vet(), 2);
         assert_eq!(app.read(&mut [0; 8]).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+        assert_eq!(again.read(&mut [0; 8]).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
     });
 }
 
