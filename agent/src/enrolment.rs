@@ -12,7 +12,7 @@ mod pods;
 mod report;
 mod tasks;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +28,7 @@ pub use pods::Pods;
 pub use report::{PodState, States};
 use tasks::{Ended, Tasks};
 
-use crate::charge::Turn;
+use crate::charge::{Turn, taken_after};
 use crate::identity::CertificateStore;
 use crate::redirect::{EnrolError, Listeners, PodNetns, Redirect};
 
@@ -98,6 +98,7 @@ pub async fn run<P: ProxyControl>(
     let mut lives: HashMap<String, Life> = HashMap::new();
     let mut tasks = Tasks::default();
     let mut strangers = Strangers::Unknown;
+    let mut turns = context.turns.clone();
     let mut is_upgrade = context.redirect.has_other_layouts();
     loop {
         let (wanted, is_whole): (HashMap<String, Arc<PodEnrolment>>, bool) = {
@@ -105,18 +106,20 @@ pub async fn run<P: ProxyControl>(
             let wanted = snapshot.enrolled_pods_on(&node).map(|pod| (pod.uid.to_string(), pod.clone())).collect();
             (wanted, snapshot.is_whole())
         };
+        let taken = turns.borrow_and_update().taken;
         strangers = match strangers {
-            Strangers::Forgotten => Strangers::Forgotten,
+            Strangers::Forgotten(turn) if turn == taken => Strangers::Forgotten(turn),
             _ if is_whole => {
                 context.announcer.wanted(wanted.keys().cloned());
-                forget_strangers(&context, &wanted).await;
-                Strangers::Forgotten
+                // Those on their way out see to themselves.
+                forget_strangers(&context, wanted.keys().chain(lives.keys()).cloned().collect()).await;
+                Strangers::Forgotten(taken)
             }
             Strangers::Unknown => {
                 tracing::warn!("not all of the configuration can be read: pods of an earlier agent stay captured");
                 Strangers::Kept
             }
-            Strangers::Kept => Strangers::Kept,
+            Strangers::Kept | Strangers::Forgotten(_) => Strangers::Kept,
         };
         for (uid, life) in &lives {
             if !wanted.contains_key(uid) {
@@ -145,12 +148,14 @@ pub async fn run<P: ProxyControl>(
             }
         }
         context.states.set_considered();
-        if is_upgrade && matches!(strangers, Strangers::Forgotten) && context.states.are_all_enrolled() {
+        if is_upgrade && matches!(strangers, Strangers::Forgotten(_)) && context.states.are_all_enrolled() {
             is_upgrade = !remove_other_layouts(&context).await;
         }
         tokio::select! {
             () = tokio::time::sleep(LOOK), if is_upgrade => {}
             changed = snapshots.changed() => if changed.is_err() { return },
+            // What left while another agent had the pods was that one's to let go, and it may have died over it.
+            _ = taken_after(&mut turns, taken) => {}
             Some(ended) = tasks.ended() => match ended {
                 Ended::Gone(uid) => {
                     lives.remove(&uid);
@@ -183,19 +188,18 @@ async fn remove_other_layouts<P: ProxyControl>(context: &Context<P>) -> bool {
     is_done
 }
 
-/// What has become of the pods that an earlier agent enrolled and that are not wanted now.
+/// What has become of the pods that another agent enrolled and that are not wanted now.
 enum Strangers {
     /// Nobody has looked yet.
     Unknown,
     /// They stay captured: the object that wants them may be one that cannot be read.
     Kept,
-    /// They were let go.
-    Forgotten,
+    /// They were let go, in this turn of the agent.
+    Forgotten(u64),
 }
 
-/// Lets go of pods that an earlier agent enrolled and that are not in the mesh any more.
-async fn forget_strangers<P: ProxyControl>(context: &Context<P>, wanted: &HashMap<String, Arc<PodEnrolment>>) {
-    let keep: std::collections::HashSet<String> = wanted.keys().cloned().collect();
+/// Lets go of every captured pod but these.
+async fn forget_strangers<P: ProxyControl>(context: &Context<P>, keep: HashSet<String>) {
     let redirect = context.redirect.clone();
     let retained = tokio::task::spawn_blocking(move || redirect.retain(&|uid| keep.contains(uid))).await;
     if let Ok(Err(error)) = retained

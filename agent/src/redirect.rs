@@ -203,7 +203,8 @@ impl Redirect {
     }
 
     /// Lets go of every pod that is not to be kept: what an earlier agent captured and nobody wants any more, and what
-    /// is left of pods that are gone. To be called once, when the agent knows its pods.
+    /// is left of pods that are gone. To be called when the agent knows its pods, and when it is in charge again after
+    /// another was.
     ///
     /// # Errors
     ///

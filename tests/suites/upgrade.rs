@@ -161,6 +161,25 @@ fn one_agent_has_the_pods_the_other_takes_none_and_has_them_again_when_the_first
     Ok(())
 }
 
+#[test]
+fn a_pod_that_left_while_the_agent_that_had_it_hung_is_let_go_by_the_one_that_takes_over() -> Result<()> {
+    let mesh = mesh()?;
+    let (near, _far) = (mesh.agent(1)?, mesh.agent(2)?);
+    let mut next = start(&mesh, &next(&mesh))?;
+    next.wait_ready(START)?;
+    eventually(NOTICED, "the old agent to notice", || near.log().contains("another agent serves").then_some(()))?;
+    kill(Pid::from_raw(i32::try_from(next.pid())?), Signal::SIGSTOP)?;
+    mesh.write_pods(|pod, object| (pod.name() != "b").then_some(object))?;
+    eventually(START, "the pod to leave", || near.log().contains("left the mesh").then_some(()))?;
+    let captured = || Ok::<_, anyhow::Error>(near.admin("/redirection")?.body.contains("shop-b"));
+    ensure!(captured()?, "it was not this agent's to let go");
+
+    next.kill()?;
+    eventually(NOTICED, "the pod to be let go", || captured().is_ok_and(|captured| !captured).then_some(()))
+        .with_context(|| near.log())?;
+    reaches(mesh.pod("a"), mesh.pod("c"))
+}
+
 /// Calls one connection after the other; what was not answered, and how.
 fn call_until(stop: &AtomicBool, answered: &AtomicUsize, from: &Pod, to: &Pod, path: &str) -> Vec<String> {
     let mut lost = Vec::new();
