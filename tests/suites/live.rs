@@ -169,6 +169,26 @@ fn strict_closes_plaintext_and_leaves_the_mesh_alone() {
 }
 
 #[test]
+fn a_plaintext_peer_that_vanishes_is_noticed_though_nothing_is_sent_to_it() {
+    let scene = Scene::new();
+    scene.mesh.directory.write("peer-authentication", &[objects::peer_authentication("shop", "PERMISSIVE")]).unwrap();
+    eventually(SECOND, "plaintext to be allowed", || scene.can_connect("peer").then_some(())).unwrap();
+    // Into the mesh, and out of it.
+    let outside = scene.mesh.topology.node(2);
+    let _echo = Echo::start(&outside.place(), SocketAddr::new(ANY, PORT)).unwrap();
+    let away = SocketAddr::new(outside.addresses()[0], PORT);
+    let _inbound = scene.open("peer");
+    let _outbound = scene.pod("client").run(|| echo::open(away, LIMIT)).unwrap().unwrap();
+    let kept = |pod: &str, to: IpAddr| {
+        let filter = ["-Htno", "state", "established", "dst", &to.to_string()];
+        let sockets = scene.pod(pod).output(LIMIT, "ss", &filter).unwrap();
+        sockets.success().unwrap().lines().any(|socket| socket.contains("timer:(keepalive"))
+    };
+    assert!(kept("app", scene.pod("peer").ipv4()), "the client's connection");
+    assert!(kept("client", away.ip()), "the agent's connection to where there is no mesh");
+}
+
+#[test]
 fn a_revoked_certificate_loses_its_connections_and_gets_no_others() {
     let scene = Scene::new();
     let (bad, good) = (scene.mesh.authority.issue(PEER).unwrap(), scene.mesh.authority.issue(PEER).unwrap());

@@ -387,7 +387,7 @@ impl Redial for Again {
     }
 }
 
-/// The keepalive of every TCP connection between proxies (as ztunnel's).
+/// The keepalive of every TCP connection to another machine, proxy or not (as ztunnel's).
 pub fn keepalive() -> TcpKeepalive {
     TcpKeepalive::new().with_time(Duration::from_secs(180)).with_interval(Duration::from_secs(180)).with_retries(9)
 }

@@ -22,7 +22,7 @@ use super::live::{Admission, Flow};
 use super::pod::Pod;
 use super::pump::pump;
 use super::resolve;
-use crate::hbone::client::{Key, connect};
+use crate::hbone::client::{Key, connect, keepalive};
 use crate::hbone::tunnel::{Open, abort};
 use crate::redirect::Family;
 use crate::telemetry::{ConnectionInfo, Direction, HboneTarget, Outcome, ResponseFlags, SecurityPolicy};
@@ -184,6 +184,7 @@ fn pass_through(pod: &Arc<Pod>, incoming: Incoming, to: To, flow: Flow) {
 async fn dial(pod: &Pod, addr: SocketAddr, client: SocketAddr) -> std::io::Result<TcpStream> {
     let socket = pod.netns.tcp_socket(Family::of(addr.ip()))?;
     socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&keepalive())?;
     if Family::of(addr.ip()) == Family::of(client.ip()) {
         socket.bind(&SocketAddr::new(client.ip(), 0).into())?;
     }

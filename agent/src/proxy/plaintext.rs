@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use culvert_core::address::ClientAddr;
 use culvert_core::policy::Call;
+use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use super::accept::Incoming;
@@ -11,7 +12,7 @@ use super::limits::CONNECT_TIMEOUT;
 use super::live::Admission;
 use super::pod::Pod;
 use super::pump::pump;
-use crate::hbone::client::connected;
+use crate::hbone::client::{connected, keepalive};
 use crate::hbone::tunnel::abort;
 use crate::telemetry::{ConnectionInfo, Direction, Outcome, ResponseFlags, SecurityPolicy};
 
@@ -48,6 +49,9 @@ pub(super) fn serve(pod: &Arc<Pod>, incoming: Incoming) {
     let admission =
         Admission::Inbound { principal: None, source_ip: incoming.remote.ip(), destination: incoming.local };
     let flow = pod.admit(&snapshot, admission, Direction::Inbound, record);
+    // The application's own keepalive ends at the agent, which would answer for a client that has vanished. Refused only
+    // for what is over already.
+    let _ = SockRef::from(&incoming.socket).set_tcp_keepalive(&keepalive());
     let this = pod.clone();
     pod.shared.workers.get(pod.home).spawn(async move {
         let dialled = async {
