@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use culvert_tests::kube::ControlPlane;
 use culvert_tests::{Agent, AgentConfig, Histogram, Nginx, Place, Topology, eventually, http};
 use serde_json::json;
@@ -24,6 +24,8 @@ const ANSWER: Duration = Duration::from_secs(5);
 const CHANGES: usize = 1_000;
 /// For how long the agent is watched for requests.
 const IDLE: Duration = Duration::from_secs(30);
+/// Agents write what has changed to their disk once a second: a killed one has the last policy deleted there as well.
+const SAVED: Duration = Duration::from_secs(3);
 /// The API server's name for the agent.
 const USER: &str = "agent";
 
@@ -43,7 +45,7 @@ pub(super) fn measure(report: &mut Report) -> Result<()> {
     let mut topology = Topology::new(1)?;
     topology.add_pod(1, NAMESPACE, "client")?;
     topology.add_pod(1, NAMESPACE, "server")?;
-    cluster::fill(&cluster, topology.pods())?;
+    let _running = cluster::fill(&cluster, &topology)?;
     let server = topology.pod("server");
     let _nginx = Nginx::start(topology.scope(), server, HTTP, "text")?;
     let _wire = cluster.reachable_in(&topology.node(1).place())?;
@@ -61,6 +63,7 @@ pub(super) fn measure(report: &mut Report) -> Result<()> {
     let agent = world.start(report, "restarted")?;
     world.idle(&agent, report)?;
     world.propagation(report)?;
+    thread::sleep(SAVED);
     drop(agent);
     world.cluster.stop_apiserver()?;
     let agent = world.start(report, "restarted, API server away")?;
@@ -82,6 +85,12 @@ impl World<'_> {
         let started = Instant::now();
         let mut agent = Agent::start(self.topology, self.topology.node(1), &self.config)?;
         agent.wait_ready(READY)?;
+        let pods = self.topology.pods().len() as f64;
+        eventually(READY, "the pods to be enrolled", || {
+            let enrolled = agent.metric("workload_manager_active_proxy_count", &[]).ok()?;
+            (enrolled >= pods).then_some(())
+        })
+        .with_context(|| agent.log())?;
         eventually(LIMIT, "an answer through the mesh", || self.is_answered().then_some(()))?;
         let took = started.elapsed().as_secs_f64();
         report.memory(&format!("10k pods of an API server: serving, {how}"), "s", took);

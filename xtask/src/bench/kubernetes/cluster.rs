@@ -3,8 +3,8 @@
 use std::fs;
 
 use anyhow::{Context, Result};
-use culvert_tests::Pod;
 use culvert_tests::kube::ControlPlane;
+use culvert_tests::{Cgroup, Place, Pod, Process, Topology};
 use serde_json::{Value, json};
 
 use crate::run::root;
@@ -15,8 +15,8 @@ pub(super) const PODS: usize = 10_000;
 pub(super) const SERVICES: usize = 1_000;
 pub(super) const POLICIES: usize = 500;
 
-/// Creates all of it, and `own` pods that are really there.
-pub(super) fn fill(cluster: &ControlPlane, own: &[Pod]) -> Result<()> {
+/// Creates all of it, and the pods of the topology, which are really there; returns what runs in those.
+pub(super) fn fill(cluster: &ControlPlane, topology: &Topology) -> Result<Vec<Running>> {
     for crd in fs::read_dir(root().join("deploy/helm/culvert/crds"))? {
         cluster.crds(&fs::read_to_string(crd?.path())?)?;
     }
@@ -28,7 +28,8 @@ pub(super) fn fill(cluster: &ControlPlane, own: &[Pod]) -> Result<()> {
     cluster.request_many(&accounts).context("service accounts")?;
     let pods: Vec<_> = (0..PODS).map(|n| ("POST", format!("{core}/pods"), pod(n))).collect();
     cluster.request_many(&pods).context("pods")?;
-    own.iter().try_for_each(|pod| create(cluster, pod)).context("pods that are really there")?;
+    let own = topology.pods().iter().map(|pod| create(cluster, topology, pod));
+    let own = own.collect::<Result<_>>().context("pods that are really there")?;
     let statuses: Vec<_> = (0..PODS).map(|n| ("PATCH", format!("{core}/pods/{}/status", name(n)), status(n))).collect();
     cluster.request_many(&statuses).context("statuses of pods")?;
     let services: Vec<_> = (0..SERVICES).map(|n| ("POST", format!("{core}/services"), service(n))).collect();
@@ -38,11 +39,18 @@ pub(super) fn fill(cluster: &ControlPlane, own: &[Pod]) -> Result<()> {
     cluster.request_many(&slices).context("EndpointSlices")?;
     let policies = format!("/apis/security.istio.io/v1/namespaces/{NAMESPACE}/authorizationpolicies");
     let policies: Vec<_> = (0..POLICIES).map(|n| ("POST", policies.clone(), policy(n))).collect();
-    cluster.request_many(&policies).context("policies")
+    cluster.request_many(&policies).context("policies")?;
+    Ok(own)
 }
 
-/// A pod of the topology, as the kubelet would have reported it.
-fn create(cluster: &ControlPlane, pod: &Pod) -> Result<()> {
+/// A process of a pod, in the cgroup by which agents find it. Fields are dropped in this order.
+pub(super) struct Running {
+    _process: Process,
+    _cgroup: Cgroup,
+}
+
+/// A pod of the topology, as the kubelet would have started and reported it.
+fn create(cluster: &ControlPlane, topology: &Topology, pod: &Pod) -> Result<Running> {
     cluster.node(pod.node())?;
     let path = format!("/api/v1/namespaces/{NAMESPACE}/pods");
     let object = json!({
@@ -51,7 +59,6 @@ fn create(cluster: &ControlPlane, pod: &Pod) -> Result<()> {
         "metadata": {
             "name": pod.name(),
             "labels": { "app": pod.name() },
-            "annotations": { "culvert.dev/netns": pod.netns().path() },
         },
         "spec": {
             "nodeName": pod.node(),
@@ -59,7 +66,12 @@ fn create(cluster: &ControlPlane, pod: &Pod) -> Result<()> {
             "containers": [{ "name": "main", "image": "none" }],
         },
     });
-    cluster.request("POST", &path, Some(&object))?.success()?;
+    let created = cluster.request("POST", &path, Some(&object))?.success()?;
+    let uid = created["metadata"]["uid"].as_str().context("a pod without a UID")?;
+    let cgroup = topology.scope().cgroup(&format!("{}/kubepods/pod{uid}", pod.node()))?;
+    let mut idle = Place::netns(pod.netns().path()).in_cgroup(cgroup.path()).command("sleep")?;
+    idle.arg("infinity");
+    let process = Process::spawn("a pod's process", idle)?;
     let addresses = pod.addresses();
     let status = json!({
         "status": {
@@ -69,7 +81,8 @@ fn create(cluster: &ControlPlane, pod: &Pod) -> Result<()> {
             "conditions": [{ "type": "Ready", "status": "True" }],
         }
     });
-    cluster.request("PATCH", &format!("{path}/{}/status", pod.name()), Some(&status))?.success().map(drop)
+    cluster.request("PATCH", &format!("{path}/{}/status", pod.name()), Some(&status))?.success()?;
+    Ok(Running { _process: process, _cgroup: cgroup })
 }
 
 fn name(n: usize) -> String {
