@@ -3,10 +3,13 @@
 //! rustls does the handshake and keeps the key schedule ([`rustls::kernel`]: the interface made for kTLS); records are
 //! protected here because rustls copies every byte twice in each direction, and bulk traffic pays for it.
 
+mod aead;
+
 use std::ops::Range;
 
-use ring::aead::{AES_128_GCM, AES_256_GCM, Aad, Algorithm, LessSafeKey, Nonce, UnboundKey};
 use rustls::ConnectionTrafficSecrets;
+
+use self::aead::{Key, TAG_LEN};
 
 /// Bytes before a record's payload: content type, legacy version, length.
 pub const HEADER_LEN: usize = 5;
@@ -16,7 +19,6 @@ pub const TRAILER_LEN: usize = 1 + TAG_LEN;
 pub const MAX_PLAINTEXT: usize = 1 << 14;
 /// The most a protected record may hold behind its header (RFC 8446 §5.2).
 const MAX_CIPHERTEXT: usize = MAX_PLAINTEXT + 256;
-const TAG_LEN: usize = 16;
 /// Records after which the sending key is updated: AES-GCM is good for 2^24.5 full ones (RFC 8446 §5.5).
 const KEY_UPDATE_AFTER: u64 = 1 << 24;
 
@@ -46,34 +48,26 @@ pub enum RecordError {
 
 /// One direction's key, nonce and record counter.
 struct Protection {
-    key: LessSafeKey,
+    key: Key,
     iv: [u8; 12],
     sequence: u64,
 }
 
 impl Protection {
     fn new(sequence: u64, secrets: &ConnectionTrafficSecrets) -> Result<Self, RecordError> {
-        let (algorithm, key, iv): (&'static Algorithm, _, _) = match secrets {
-            ConnectionTrafficSecrets::Aes128Gcm { key, iv } => (&AES_128_GCM, key, iv),
-            ConnectionTrafficSecrets::Aes256Gcm { key, iv } => (&AES_256_GCM, key, iv),
-            _ => return Err(RecordError::CipherSuite),
-        };
-        Ok(Self {
-            key: LessSafeKey::new(UnboundKey::new(algorithm, key.as_ref()).map_err(|_| RecordError::CipherSuite)?),
-            iv: iv.as_ref().try_into().map_err(|_| RecordError::CipherSuite)?,
-            sequence,
-        })
+        let (key, iv) = Key::new(secrets).ok_or(RecordError::CipherSuite)?;
+        Ok(Self { key, iv, sequence })
     }
 
     /// The nonce of the next record (RFC 8446 §5.3). Each is used once: the counter is 64 bits and keys are updated
     /// long before it wraps.
-    fn next_nonce(&mut self) -> Nonce {
+    fn next_nonce(&mut self) -> [u8; 12] {
         let mut nonce = self.iv;
         for (byte, count) in nonce[4..].iter_mut().zip(self.sequence.to_be_bytes()) {
             *byte ^= count;
         }
         self.sequence += 1;
-        Nonce::assume_unique_for_key(nonce)
+        nonce
     }
 }
 
@@ -131,12 +125,9 @@ impl Sealer {
         buffer[..HEADER_LEN].copy_from_slice(&header);
         buffer[end] = content_type;
         let nonce = self.0.next_nonce();
-        let tag = self
-            .0
-            .key
-            .seal_in_place_separate_tag(nonce, Aad::from(header), &mut buffer[HEADER_LEN..=end])
-            .map_err(|_| RecordError::Seal)?;
-        buffer[end + 1..total].copy_from_slice(tag.as_ref());
+        let plaintext = &mut buffer[HEADER_LEN..=end];
+        let tag = self.0.key.seal(nonce, header, plaintext).map_err(|_| RecordError::Seal)?;
+        buffer[end + 1..total].copy_from_slice(&tag);
         Ok(total)
     }
 }
@@ -187,11 +178,8 @@ impl Opener {
             return Ok(None);
         };
         let nonce = self.0.next_nonce();
-        let opened = self
-            .0
-            .key
-            .open_in_place(nonce, Aad::from([content_type, major, minor, high, low]), protected)
-            .map_err(|_| RecordError::Authentication)?;
+        let header = [content_type, major, minor, high, low];
+        let opened = self.0.key.open(nonce, header, protected).map_err(|_| RecordError::Authentication)?;
         // The inner plaintext is content, its type, and any number of zeros as padding.
         let last = opened.iter().rposition(|b| *b != 0).ok_or(RecordError::Malformed)?;
         if last > MAX_PLAINTEXT {
