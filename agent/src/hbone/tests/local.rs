@@ -2,6 +2,7 @@
 
 mod peers;
 mod pool;
+mod turns;
 mod web;
 
 use std::io::ErrorKind;

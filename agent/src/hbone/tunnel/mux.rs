@@ -203,13 +203,10 @@ impl Mux {
         Ok(())
     }
 
-    /// The socket takes bytes again: go on with those who waited for it.
+    /// The socket takes bytes again: those who waited for it go on, ahead of those whose bytes they waited for. So
+    /// streams take turns, and one that has much to send holds up the others by one buffer, not by its window.
     pub(super) fn resume(&mut self) {
-        for slot in std::mem::take(&mut self.deferred) {
-            if let Some(stream) = self.streams.get(slot) {
-                stream.wake.queue();
-            }
-        }
+        self.serving.append(&mut self.deferred);
     }
 
     /// Ends every stream because the tunnel has.
