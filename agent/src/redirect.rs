@@ -47,6 +47,7 @@ use netns::Netns;
 pub use netns::{Family, PodNetns};
 use pins::Pins;
 use pods::Shared;
+pub use pods::{EnrolledPod, PreparedPod};
 use programs::Constants;
 pub use report::{Counter, PodReport};
 pub use rules::OutboundReport;
@@ -86,31 +87,6 @@ pub struct PodSpec {
 #[derive(Debug)]
 pub struct Redirect {
     shared: Arc<Shared>,
-}
-
-/// A pod whose network namespace is ready, and whose traffic is still as it was.
-///
-/// Dropped, everything is undone; except for a pod that an earlier agent captured, which stays captured, and refused.
-#[derive(Debug)]
-pub struct PreparedPod {
-    /// The pod.
-    pub uid: String,
-    /// Its listeners.
-    pub listeners: Listeners,
-    /// Its network namespace.
-    pub netns: Arc<PodNetns>,
-    preparation: pods::Preparation,
-}
-
-/// A captured pod. Dropping it does not let it go: see [`Redirect::remove`].
-#[derive(Debug)]
-pub struct EnrolledPod {
-    /// The pod.
-    pub uid: String,
-    /// Its listeners.
-    pub listeners: Listeners,
-    /// Its network namespace.
-    pub netns: Arc<PodNetns>,
 }
 
 impl Redirect {
@@ -294,18 +270,5 @@ impl Redirect {
     /// What could not be undone; the rest was.
     pub fn uninstall(&self) -> Result<(), EnrolError> {
         self.shared.uninstall()
-    }
-}
-
-impl PreparedPod {
-    /// Captures the pod: from here on its connections, both ways, go to its listeners.
-    ///
-    /// # Errors
-    ///
-    /// The row could not be written; the pod is as it was before [`Redirect::prepare`].
-    pub fn commit(self) -> Result<EnrolledPod, EnrolError> {
-        let Self { uid, listeners, netns, preparation } = self;
-        preparation.commit()?;
-        Ok(EnrolledPod { uid, listeners, netns })
     }
 }

@@ -19,7 +19,7 @@ use super::netns::{Netns, PodNetns};
 use super::pins::Pins;
 use super::programs::{Constants, Maps};
 use super::record::to_spec;
-pub(super) use taking::Preparation;
+pub use taking::{EnrolledPod, PreparedPod};
 
 /// What the agent's parts share.
 #[derive(Debug)]

@@ -16,11 +16,36 @@ use crate::redirect::programs::Maps;
 use crate::redirect::record::{to_record, to_spec};
 use crate::redirect::routes::{self, InterfaceAddress};
 use crate::redirect::steps::Steps;
-use crate::redirect::{PodSpec, PreparedPod, sysctls};
+use crate::redirect::{Listeners, PodSpec, sysctls};
+
+/// A pod whose network namespace is ready, and whose traffic is still as it was.
+///
+/// Dropped, everything is undone; except for a pod that an earlier agent captured, which stays captured, and refused.
+#[derive(Debug)]
+pub struct PreparedPod {
+    /// The pod.
+    pub uid: String,
+    /// Its listeners.
+    pub listeners: Listeners,
+    /// Its network namespace.
+    pub netns: Arc<PodNetns>,
+    preparation: Preparation,
+}
+
+/// A captured pod. Dropping it does not let it go: see [`Redirect::remove`](crate::redirect::Redirect::remove).
+#[derive(Debug)]
+pub struct EnrolledPod {
+    /// The pod.
+    pub uid: String,
+    /// Its listeners.
+    pub listeners: Listeners,
+    /// Its network namespace.
+    pub netns: Arc<PodNetns>,
+}
 
 /// The way back from a preparation that is not committed.
 #[derive(Debug)]
-pub(in crate::redirect) struct Preparation {
+struct Preparation {
     shared: Arc<Shared>,
     netns: Arc<PodNetns>,
     record: PodRecord,
@@ -112,8 +137,21 @@ impl Shared {
     }
 }
 
+impl PreparedPod {
+    /// Captures the pod: from here on its connections, both ways, go to its listeners.
+    ///
+    /// # Errors
+    ///
+    /// The row could not be written; the pod is as it was before [`Redirect::prepare`](crate::redirect::Redirect::prepare).
+    pub fn commit(self) -> Result<EnrolledPod, EnrolError> {
+        let Self { uid, listeners, netns, preparation } = self;
+        preparation.commit()?;
+        Ok(EnrolledPod { uid, listeners, netns })
+    }
+}
+
 impl Preparation {
-    pub(in crate::redirect) fn commit(mut self) -> Result<(), EnrolError> {
+    fn commit(mut self) -> Result<(), EnrolError> {
         self.enrolment.commit();
         let shared = self.shared.clone();
         let mut maps = shared.lock_in_charge()?;
