@@ -239,3 +239,23 @@ fn slowdown(agent: &Agent) -> Result<f64> {
     }
     Ok(((running + waiting) / running.max(1.0)).max(1.0))
 }
+
+#[test]
+fn clients_that_close_first_are_all_served_and_no_leg_takes_a_port_that_clients_use() -> Result<()> {
+    let mesh = Mesh::new(&[(1, "shop", "a"), (2, "shop", "c")])?;
+    let (_near, far) = (mesh.agent(1)?, mesh.agent(2)?);
+    let [a, c] = ["a", "c"].map(|name| mesh.pod(name));
+    for ip in c.addresses() {
+        let said = a.output(START, env!("CARGO_BIN_EXE_culvert-load"), &["close", &at(ip).to_string(), "8", "2"])?;
+        let said = said.success()?;
+        let report: serde_json::Value = serde_json::from_str(&said)?;
+        ensure!(report["failed"] == 0, "{said}{}", far.log());
+    }
+    // The agent's legs have closed first in turn, towards the application.
+    let waiting =
+        c.output(LIMIT, "ss", &["-Htan", "state", "time-wait", "dport", "=", &PORT.to_string()])?.success()?;
+    let local = waiting.lines().filter_map(|socket| socket.split_whitespace().nth(2)?.rsplit_once(':'));
+    let ports: Vec<u16> = local.map(|(_, port)| port.parse()).collect::<Result<_, _>>()?;
+    ensure!(ports.len() > 100 && ports.iter().all(|port| (1024..32768).contains(port)), "{ports:?}");
+    Ok(())
+}
