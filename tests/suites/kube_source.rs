@@ -282,6 +282,57 @@ fn objects_that_a_webhook_would_have_refused_are_told_and_disturb_no_other() {
     });
 }
 
+/// JSON that is deeper than a parser takes: the API server stores it where a definition has no schema.
+#[test]
+fn a_policy_that_is_edited_into_what_cannot_be_parsed_stays_as_it_was_through_lists() {
+    let _server = SERVER.read().unwrap_or_else(PoisonError::into_inner);
+    let cluster = ControlPlane::shared();
+    cluster.namespace("deep").unwrap();
+    policies(cluster);
+    let path = policies_path("deep");
+    let deny = json!({"action": "DENY", "rules": [{}]});
+    create(cluster, &path, &policy("deny", deny.clone()));
+    create(cluster, &path, &policy("other", Value::Null));
+    let deep = (0..300).fold(json!(1), |inner, _| json!([inner]));
+    create(cluster, &path, &policy("never", json!({"rules": deep})));
+    let mut reader = Reader::started(cluster);
+    reader.until("what is there", |mesh, health| {
+        has_policy(mesh, "deep", "deny") && has_policy(mesh, "deep", "other") && is_whole(health)
+    });
+    let rejected = |health: &Health, name: &str| {
+        health.status().rejected.get(&format!("AuthorizationPolicy deep/{name}")).cloned().unwrap_or_default()
+    };
+    // Nobody knows what it denies.
+    let is_closed = |mesh: &Snapshot| mesh.incomplete("deep").is_some_and(|why| why.contains("deep/never"));
+    assert!(is_closed(&reader.snapshot()), "{:#?}", reader.health.status());
+
+    let garbage = json!({"spec": {"rules": deep}});
+    cluster.request("PATCH", &format!("{path}/deny"), Some(&garbage)).unwrap().success().unwrap();
+    reader.until("the finding", |_, health| rejected(health, "deny").contains("it stays as it was"));
+    // A definition that changes has its objects listed again; so has a restart of the API server.
+    let versions = ["v1", "v1beta1"];
+    let since = cluster.audit().unwrap().len();
+    cluster.crds(&definition("security.istio.io", "authorizationpolicies", "AuthorizationPolicy", &versions)).unwrap();
+    delete(cluster, &format!("{path}/other"));
+    reader.until("the other's end", |mesh, _| !has_policy(mesh, "deep", "other"));
+    let lists = || {
+        let asked = cluster.requests_of("culvert/", since).unwrap();
+        asked.iter().filter(|one| one.verb == "list" && one.resource == "authorizationpolicies").count()
+    };
+    reader.until("another list", |_, health| lists() > 0 && is_whole(health));
+    let snapshot = reader.snapshot();
+    assert!(has_policy(&snapshot, "deep", "deny") && is_closed(&snapshot), "a list took it away");
+
+    let mended = json!({"spec": {"rules": [{}]}});
+    for name in ["deny", "never"] {
+        cluster.request("PATCH", &format!("{path}/{name}"), Some(&mended)).unwrap().success().unwrap();
+        reader.until("what can be read again", |mesh, health| {
+            has_policy(mesh, "deep", name) && rejected(health, name).is_empty()
+        });
+    }
+    assert!(!is_closed(&reader.snapshot()));
+}
+
 #[test]
 fn a_watch_that_is_cut_goes_on_where_it_was() {
     let _server = SERVER.read().unwrap_or_else(PoisonError::into_inner);

@@ -4,6 +4,8 @@
 //!
 //! A field that someone comes to read has to be named here as well; the objects of a file are not trimmed.
 
+mod identify;
+
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -11,6 +13,8 @@ use serde_json::{Map, Value};
 
 use crate::Kind;
 use crate::names::annotation::MIRROR;
+
+pub use identify::{identify, identify_event};
 
 /// The fields of a `kind` that are read, from the JSON of one.
 ///

@@ -117,7 +117,7 @@ struct Metadata {
 fn parse<T: for<'de> Deserialize<'de>>(cut: &Cut) -> Option<T> {
     match cut {
         Cut::Object(json) => serde_json::from_slice(json).ok(),
-        Cut::TooLarge => None,
+        Cut::TooLarge(_) => None,
     }
 }
 

@@ -30,10 +30,9 @@ pub(super) struct Entries {
     /// Those that could not be read, and the list that they were last in.
     rejected: HashMap<Box<str>, u32>,
     epoch: u32,
+    /// Whether the list that is being read holds an object of which not even the name could be read.
+    has_nameless: bool,
 }
-
-/// How many objects that cannot be read are kept track of.
-const MAX_REJECTED: usize = 1000;
 
 impl Entries {
     /// The objects that an earlier agent knew.
@@ -59,10 +58,14 @@ impl Entries {
     /// A list begins.
     pub(super) fn begin(&mut self) {
         self.epoch = self.epoch.wrapping_add(1);
+        self.has_nameless = false;
     }
 
-    /// The list is complete: what was not in it is gone.
+    /// The list is complete: what was not in it is gone. If it held an object without a name, that may be any of those.
     pub(super) fn end(&mut self) -> Gone {
+        if self.has_nameless {
+            return Gone::default();
+        }
         let epoch = self.epoch;
         let objects = self.objects.extract_if(|_, entry| entry.epoch != epoch).map(|(key, _)| key).collect();
         let rejected = self.rejected.extract_if(|_, last| *last != epoch).map(|(key, _)| key).collect();
@@ -93,16 +96,9 @@ impl Entries {
         self.rejected.remove(key).is_some()
     }
 
-    /// Whether `key` is noted as one that cannot be read; not all of very many are.
-    pub(super) fn is_rejected(&self, key: &str) -> bool {
-        self.rejected.contains_key(key)
-    }
-
     /// Notes that `key` cannot be read as it is now; whether it stays as it was, if it was anything.
     pub(super) fn reject(&mut self, key: &str) -> bool {
-        if self.rejected.len() < MAX_REJECTED {
-            self.rejected.insert(key.into(), self.epoch);
-        }
+        self.rejected.insert(key.into(), self.epoch);
         match self.objects.get_mut(key) {
             Some(entry) => {
                 entry.epoch = self.epoch;
@@ -110,6 +106,11 @@ impl Entries {
             }
             None => false,
         }
+    }
+
+    /// Notes that there is an object which cannot be told from others.
+    pub(super) fn reject_nameless(&mut self) {
+        self.has_nameless = true;
     }
 
     /// Takes `key` away: whether it was there, and whether it had been rejected.

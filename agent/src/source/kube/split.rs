@@ -7,6 +7,8 @@ use serde::Deserialize;
 
 /// The most bytes of an object. etcd takes no more than 1.5 MiB, which grow somewhat as JSON.
 const MAX_OBJECT: usize = 8 << 20;
+/// As many of its first bytes are kept of one that has more: they hold its name.
+const HEAD: usize = 2 << 20;
 /// The most bytes of what a list says of itself.
 const MAX_METADATA: usize = 64 << 10;
 /// The most levels of brackets.
@@ -17,8 +19,8 @@ const MAX_DEPTH: u32 = 4096;
 pub(super) enum Cut {
     /// Its JSON.
     Object(Vec<u8>),
-    /// It has more bytes than any object should, and was skipped.
-    TooLarge,
+    /// It has more bytes than any object should, and was skipped but for the first of them.
+    TooLarge(Vec<u8>),
 }
 
 /// The body is no list, or no JSON.
@@ -157,7 +159,7 @@ impl ListCutter {
             Some(Capture::Item) if self.depth == 2 => {
                 self.keep(bytes);
                 let object = std::mem::take(&mut self.bytes);
-                take(if self.is_too_large { Cut::TooLarge } else { Cut::Object(object) });
+                take(if self.is_too_large { Cut::TooLarge(object) } else { Cut::Object(object) });
             }
             _ => return,
         }
@@ -167,13 +169,7 @@ impl ListCutter {
 
     fn keep(&mut self, bytes: &[u8]) {
         let limit = if self.capture == Some(Capture::Metadata) { MAX_METADATA } else { MAX_OBJECT };
-        if self.bytes.len() + bytes.len() > limit {
-            self.is_too_large = true;
-            self.bytes = Vec::new();
-        }
-        if !self.is_too_large {
-            self.bytes.extend_from_slice(bytes);
-        }
+        self.is_too_large |= keep(&mut self.bytes, bytes, self.is_too_large, limit);
     }
 }
 
@@ -192,7 +188,7 @@ impl LineCutter {
             bytes = &bytes[end + 1..];
             let line = std::mem::take(&mut self.bytes);
             if std::mem::take(&mut self.is_too_large) {
-                take(Cut::TooLarge);
+                take(Cut::TooLarge(line));
             } else if !line.trim_ascii().is_empty() {
                 take(Cut::Object(line));
             }
@@ -201,13 +197,23 @@ impl LineCutter {
     }
 
     fn keep(&mut self, bytes: &[u8]) {
-        self.is_too_large |= self.bytes.len() + bytes.len() > MAX_OBJECT;
-        if self.is_too_large {
-            self.bytes = Vec::new();
-        } else {
-            self.bytes.extend_from_slice(bytes);
-        }
+        self.is_too_large |= keep(&mut self.bytes, bytes, self.is_too_large, MAX_OBJECT);
     }
+}
+
+/// Adds `more` to `kept`; whether that is more than `limit`, and so no more than the head is kept.
+fn keep(kept: &mut Vec<u8>, more: &[u8], is_too_large: bool, limit: usize) -> bool {
+    if is_too_large {
+        return true;
+    }
+    let room = limit.saturating_sub(kept.len());
+    kept.extend_from_slice(&more[..more.len().min(room)]);
+    if more.len() <= room {
+        return false;
+    }
+    kept.truncate(HEAD);
+    kept.shrink_to_fit();
+    true
 }
 
 #[cfg(test)]
@@ -261,7 +267,7 @@ mod tests {
                 .iter()
                 .map(|item| match item {
                     Cut::Object(json) => serde_json::from_slice(json).unwrap(),
-                    Cut::TooLarge => panic!("too large"),
+                    Cut::TooLarge(_) => panic!("too large"),
                 })
                 .collect();
             prop_assert_eq!(found, items);
@@ -297,13 +303,15 @@ mod tests {
         let list =
             format!(r#"{{"items":[{{"a":1}},{{"a":"{large}"}},{{"a":2}}],"metadata":{{"resourceVersion":"1"}}}}"#);
         let (items, _) = cut(list.as_bytes(), 1 << 16).unwrap();
-        assert_eq!(items, [Cut::Object(b"{\"a\":1}".to_vec()), Cut::TooLarge, Cut::Object(b"{\"a\":2}".to_vec())]);
+        let head = format!(r#"{{"a":"{large}"#).into_bytes()[..HEAD].to_vec();
+        let small = |json: &[u8]| Cut::Object(json.to_vec());
+        assert!(items == [small(br#"{"a":1}"#), Cut::TooLarge(head), small(br#"{"a":2}"#)]);
 
         let mut lines = LineCutter::default();
         let mut events = Vec::new();
         for bytes in format!("a\n{large}x\n\nb\nrest").as_bytes().chunks(1 << 16) {
             lines.push(bytes, |event| events.push(event));
         }
-        assert_eq!(events, [Cut::Object(b"a".to_vec()), Cut::TooLarge, Cut::Object(b"b".to_vec())]);
+        assert!(events == [small(b"a"), Cut::TooLarge(large.into_bytes()[..HEAD].to_vec()), small(b"b")]);
     }
 }

@@ -11,6 +11,9 @@ use crate::source::kube::journal::Journal;
 use crate::source::kube::split::Cut;
 use crate::source::kube::status::Board;
 
+/// The type of the event of an object that is gone.
+const DELETED: &str = "DELETED";
+const TOO_LARGE: &str = "larger than any object may be";
 /// Kinds of which every field is kept, and so those that nothing reads can be told; AuthorizationPolicy, whose unknown
 /// fields have a meaning, tells of them where it is translated.
 const IS_WHOLE: [Kind; 3] = [Kind::PeerAuthentication, Kind::ServiceEntry, Kind::WorkloadEntry];
@@ -33,9 +36,9 @@ impl Context<'_> {
         let result = match object {
             Cut::Object(json) => match trim::trim(self.resource.kind, json) {
                 Ok(value) => self.upsert(value),
-                Err(error) => Err(not_json(&error)),
+                Err(error) => Err(self.unreadable(&trim::identify(json), not_json(&error))),
             },
-            Cut::TooLarge => Err(too_large()),
+            Cut::TooLarge(head) => Err(self.unreadable(&trim::identify(head), TOO_LARGE.to_owned())),
         };
         if let Err(unreadable) = result {
             self.reject(&unreadable);
@@ -45,18 +48,28 @@ impl Context<'_> {
     pub(super) fn event(&mut self, event: &Cut) {
         let result = match event {
             Cut::Object(json) => match trim::trim_event(self.resource.kind, json) {
-                Ok((kind, value)) if kind == "DELETED" => {
+                Ok((kind, value)) if kind == DELETED => {
                     self.delete(&value);
                     Ok(())
                 }
                 Ok((_, value)) => self.upsert(value),
-                Err(error) => Err(not_json(&error)),
+                Err(error) => self.unreadable_event(json, not_json(&error)),
             },
-            Cut::TooLarge => Err(too_large()),
+            Cut::TooLarge(head) => self.unreadable_event(head, TOO_LARGE.to_owned()),
         };
         if let Err(unreadable) = result {
             self.reject(&unreadable);
         }
+    }
+
+    /// That an object is gone can be read where the object cannot.
+    fn unreadable_event(&mut self, json: &[u8], message: String) -> Result<(), Unreadable> {
+        let (kind, value) = trim::identify_event(json);
+        if kind.as_deref() == Some(DELETED) {
+            self.delete(&value);
+            return Ok(());
+        }
+        Err(self.unreadable(&value, message))
     }
 
     pub(super) fn end(&mut self) {
@@ -85,14 +98,14 @@ impl Context<'_> {
         // The same whatever version it was served in, and for those items of a list that do not say what they are.
         fields.insert("apiVersion".to_owned(), self.resource.api_version.clone().into());
         fields.insert("kind".to_owned(), self.resource.kind.as_str().into());
-        let json = serde_json::to_vec(&value).map_err(|error| not_json(&error))?;
+        let json = serde_json::to_vec(&value).map_err(|error| self.unreadable(&value, not_json(&error)))?;
         let digest = digest(&json);
         if let Some(key) = &key
             && self.resource.entries.is_as_it_was(key, digest)
         {
             return Ok(());
         }
-        let (object, unknown) = Object::from_value(value).map_err(|error| unreadable(key, &error))?;
+        let (object, unknown) = Object::from_value(value).map_err(|error| refused(key, &error))?;
         let reference = object.reference();
         let key = key_of(&reference);
         for field in &unknown {
@@ -141,22 +154,19 @@ impl Context<'_> {
 
     pub(super) fn reject(&mut self, unreadable: &Unreadable) {
         let Unreadable { key, field, message } = unreadable;
-        let stays = key.as_ref().is_some_and(|key| self.resource.entries.reject(key));
-        let becomes = if stays { "it stays as it was" } else { "it is left out" };
-        let field = if field.is_empty() { String::new() } else { format!("{field}: ") };
-        let object = match key {
-            Some(key) => self.describe(key),
-            None => format!("{} (one without a usable name)", self.resource.name),
+        let Some(key) = key else {
+            self.resource.entries.reject_nameless();
+            let object = format!("{} (one without a usable name)", self.resource.name);
+            let line = format!("{message}: it is left out, and until that is corrected no list takes any other away");
+            return self.board.reject(object, line);
         };
-        if let Some(key) = key
-            && self.resource.entries.is_rejected(key)
-        {
-            let reference = self.reference(key);
-            let message = format!("{message}: {becomes} until that is corrected");
-            let finding = Finding::error(reference.clone(), unreadable.field.clone(), message);
-            self.changes.push(Change::Report(reference, vec![finding]));
-        }
-        self.board.reject(object, format!("{field}{message}: {becomes} until that is corrected"));
+        let becomes = if self.resource.entries.reject(key) { "it stays as it was" } else { "it is left out" };
+        let message = format!("{message}: {becomes} until that is corrected");
+        let line = if field.is_empty() { message.clone() } else { format!("{field}: {message}") };
+        self.board.reject(self.describe(key), line);
+        let reference = self.reference(key);
+        let finding = Finding::error(reference.clone(), field.clone(), message);
+        self.changes.push(Change::Report(reference, vec![finding]));
     }
 
     /// An object can be read again, or is gone.
@@ -172,6 +182,11 @@ impl Context<'_> {
 
     fn describe(&self, key: &str) -> String {
         format!("{} {key}", self.resource.kind)
+    }
+
+    /// The object that can be told to be `value`.
+    fn unreadable(&self, value: &Value, message: String) -> Unreadable {
+        Unreadable { key: key(value, self.resource.kind), field: String::new(), message }
     }
 }
 
@@ -191,7 +206,7 @@ fn key_of(object: &ObjectRef) -> String {
     if object.kind.is_namespaced() { format!("{}/{}", object.namespace, object.name) } else { object.name.to_string() }
 }
 
-fn unreadable(key: Option<String>, error: &ObjectError) -> Unreadable {
+fn refused(key: Option<String>, error: &ObjectError) -> Unreadable {
     let field = match error {
         ObjectError::Field { path, .. } => path.clone(),
         _ => String::new(),
@@ -203,12 +218,8 @@ fn unreadable(key: Option<String>, error: &ObjectError) -> Unreadable {
     Unreadable { key, field, message }
 }
 
-fn not_json(error: &serde_json::Error) -> Unreadable {
-    Unreadable { key: None, field: String::new(), message: format!("cannot be parsed: {error}") }
-}
-
-fn too_large() -> Unreadable {
-    Unreadable { key: None, field: String::new(), message: "larger than any object may be".to_owned() }
+fn not_json(error: &serde_json::Error) -> String {
+    format!("cannot be parsed: {error}")
 }
 
 /// An object that cannot be read.

@@ -127,9 +127,8 @@ fn an_object_that_cannot_be_read_stays_as_it_was_and_keeps_no_other_from_being_r
     broken["spec"] = json!({"containers": "none"});
     fixture.list(&[pod("a", "10.0.0.1", 1)]);
     let nameless = json!({"metadata": {"namespace": "shop"}});
-    let deep = Cut::Object(format!("{{\"metadata\":{}1{}}}", "{\"labels\":".repeat(200), "}".repeat(200)).into());
     let mut listed = cuts(&[broken, nameless, json!(7), pod("b", "10.0.0.2", 3)]);
-    listed.extend([deep, Cut::TooLarge]);
+    listed.extend([Cut::Object(too_deep("{}").into()), Cut::TooLarge(Vec::new())]);
     let changes = fixture.take(fixture.pods, [Piece::Begin, Piece::Objects(listed), Piece::End]);
     assert_eq!(changes, ["+Pod shop/b", "?Pod shop/a 1"]);
     let rejected = fixture.board.status().rejected;
@@ -139,6 +138,40 @@ fn an_object_that_cannot_be_read_stays_as_it_was_and_keeps_no_other_from_being_r
     // Put right, and as it was before.
     assert_eq!(fixture.event("MODIFIED", pod("a", "10.0.0.1", 4)), ["+Pod shop/a", "?Pod shop/a 0"]);
     assert!(!fixture.board.status().rejected.contains_key("Pod shop/a"));
+}
+
+fn too_deep(metadata: &str) -> String {
+    format!(r#"{{"metadata":{metadata},"spec":{{"nodeName":{}1{}}}}}"#, "[".repeat(200), "]".repeat(200))
+}
+
+/// JSON that no parser takes is told by its name: it stays as it was, and goes when it is gone.
+#[test]
+fn an_object_whose_json_cannot_be_parsed_is_not_taken_for_gone() {
+    const METADATA: &str = r#"{"name":"a","namespace":"shop","uid":"a"}"#;
+    let too_large = || format!(r#"{{"metadata":{METADATA},"spec":"xxx"#);
+    type Make = fn(Vec<u8>) -> Cut;
+    for (make, json) in [(Cut::Object as Make, too_deep(METADATA)), (Cut::TooLarge, too_large())] {
+        let mut fixture = fixture(None, None);
+        let event = |kind: &str| Piece::Events(vec![make(format!(r#"{{"type":"{kind}","object":{json}}}"#).into())]);
+        fixture.list(&[pod("a", "10.0.0.1", 1), pod("b", "10.0.0.2", 1)]);
+        let pods = fixture.pods;
+        assert_eq!(fixture.take(pods, [event("MODIFIED")]), ["?Pod shop/a 1"]);
+        let listed = Piece::Objects(vec![make(json.clone().into())]);
+        assert_eq!(fixture.take(pods, [Piece::Begin, listed, Piece::End]), ["-Pod shop/b", "?Pod shop/a 1"]);
+        let line = fixture.board.status().rejected["Pod shop/a"].clone();
+        assert!(line.contains("it stays as it was"), "{line}");
+        assert_eq!(fixture.take(pods, [event("DELETED")]), ["-Pod shop/a", "?Pod shop/a 0"]);
+        assert!(fixture.board.status().rejected.is_empty());
+    }
+}
+
+/// What cannot even be told by its name may be anything: a list that holds it takes nothing away.
+#[test]
+fn a_list_with_an_object_without_a_name_takes_nothing_away() {
+    let mut fixture = fixture(None, None);
+    fixture.list(&[pod("a", "10.0.0.1", 1)]);
+    assert!(fixture.list(&[json!({"metadata": {}})]).is_empty());
+    assert_eq!(fixture.list(&[]), ["-Pod shop/a"]);
 }
 
 #[test]
