@@ -82,6 +82,13 @@ pub enum Why {
     Agent,
 }
 
+impl Why {
+    /// Whether another label, of the pod or its namespace, would put it into the mesh.
+    pub fn is_of_labels(self) -> bool {
+        matches!(self, Self::OptedOut | Self::NotLabelled)
+    }
+}
+
 /// A map of labels or annotations, whatever its string types.
 pub trait Lookup {
     /// The value of `key`.

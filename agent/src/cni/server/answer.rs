@@ -99,6 +99,16 @@ impl Shared {
             let snapshot = snapshots.borrow_and_update().clone();
             let mut until = None;
             match snapshot.sandbox(pod) {
+                // The pod may have come before the label of its namespace: of two watches either may lag. Where nobody
+                // answers, the mesh's word counts, as others are to start then.
+                Some(SandboxVerdict::Out(why)) if why.is_of_labels() && ask_at.take().is_some() => {
+                    match self.ask(pod, attachment.uid.as_deref(), &snapshot).await {
+                        Word::Final(answer) => return answer,
+                        Word::Belongs => belongs = true,
+                        Word::Nothing => return not_in_mesh(why),
+                    }
+                    continue;
+                }
                 Some(SandboxVerdict::Out(why)) if !belongs => return not_in_mesh(why),
                 Some(SandboxVerdict::Out(_)) => {}
                 Some(SandboxVerdict::In(uid)) => match self.context.states.outcome(uid, netns) {

@@ -54,10 +54,16 @@ struct World {
 impl World {
     /// The API server says `mode` of the namespace.
     fn new(mode: Option<&'static str>) -> Self {
-        let service = tower::service_fn(move |request: HttpRequest<Body>| async move {
-            let is_pod = request.uri().path().ends_with("/pods/cart");
-            let object = if is_pod { pod_object() } else { namespace(mode) };
-            Ok::<_, Infallible>(Response::new(Body::from(object.to_string().into_bytes())))
+        Self::answered_by(move |path| {
+            let object = if path.ends_with("/pods/cart") { pod_object() } else { namespace(mode) };
+            Response::new(Body::from(object.to_string().into_bytes()))
+        })
+    }
+
+    fn answered_by(answer: impl Fn(&str) -> Response<Body> + Clone + Send + Sync + 'static) -> Self {
+        let service = tower::service_fn(move |request: HttpRequest<Body>| {
+            let answer = answer(request.uri().path());
+            async move { Ok::<_, Infallible>(answer) }
         });
         let cluster = Cluster::of_client(kube::Client::new(service, "default"));
         let mut mesh = Mesh::new().for_node("n1");
@@ -140,6 +146,29 @@ async fn the_pod_is_taken_in_once_the_watch_brings_the_label() {
         watch.send(vec![upsert(namespace(Some("ambient")))]).await.unwrap();
     });
     assert_eq!(world.add().await, Answer::Enrolled);
+}
+
+/// The pods' watch is ahead of the namespaces'.
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_came_before_the_label_of_its_namespace_does_not_start_in_clear() {
+    let world = World::new(Some("ambient"));
+    world.watch.send(vec![upsert(pod_object())]).await.unwrap();
+    // The clock stands until it has been taken in.
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    let Answer::Refused { reason } = world.add().await else { panic!("it may start") };
+    assert!(reason.contains("labels"), "{reason}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_outside_starts_while_the_api_server_is_away() {
+    let world = World::answered_by(|_| {
+        let mut answer = Response::new(Body::from(b"{}".to_vec()));
+        *answer.status_mut() = http::StatusCode::SERVICE_UNAVAILABLE;
+        answer
+    });
+    world.watch.send(vec![upsert(pod_object())]).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert!(matches!(world.add().await, Answer::NotInMesh { .. }));
 }
 
 #[tokio::test(start_paused = true)]
