@@ -6,7 +6,7 @@
 //! |---|---|
 //! | `election` | which replica writes |
 //! | `keys` | the signing key in its Secret, and the exchange of a generated root |
-//! | `issuer`, `caller`, `placement`, `refusal` | who may have which certificate |
+//! | `issuer`, `caller`, `placement`, `shares`, `refusal` | who may have which certificate, and how many at once |
 //! | `listener`, `grpc` | the port of the CA |
 //! | `distribute` | the roots in a ConfigMap of every namespace |
 //! | `status` | what became of policies and routes, in their statuses |
@@ -51,6 +51,8 @@ use crate::telemetry::{AccessLog, Telemetry};
 
 /// Whose fields the controller's are, in server-side apply.
 const FIELD_MANAGER: &str = "culvert-controller";
+/// Less than a connection may be silent.
+const WATCH_SECONDS: u32 = 150;
 /// The label on what the controller writes.
 const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "culvert");
 

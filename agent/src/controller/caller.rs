@@ -3,9 +3,11 @@
 //! Each token is reviewed each time. A cache would accept the tokens of deleted pods for as long as it keeps them, and
 //! would save little: an agent asks twice a day for each service account on its node.
 
+use culvert_core::authentication::base64url;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
 use kube::Api;
 use kube::api::PostParams;
+use serde::Deserialize;
 use tonic::metadata::MetadataMap;
 
 use super::refusal::Refusal;
@@ -13,6 +15,8 @@ use super::refusal::Refusal;
 /// The audience of tokens for the CA.
 pub(super) const AUDIENCE: &str = "istio-ca";
 
+/// The longest token: those of service accounts have about one kB.
+const MAX_TOKEN: usize = 16 << 10;
 const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
 const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
 const SERVICE_ACCOUNT: &str = "system:serviceaccount:";
@@ -41,6 +45,42 @@ pub(super) fn token(headers: &MetadataMap) -> Result<&str, Refusal> {
     let (scheme, token) = value.split_once(' ').ok_or(Refusal::NoToken)?;
     let token = token.trim();
     if scheme.eq_ignore_ascii_case("bearer") && !token.is_empty() { Ok(token) } else { Err(Refusal::NoToken) }
+}
+
+/// Refuses what cannot be a service account's token for this CA without asking anyone. What it says of itself is not
+/// verified: that is for [`review`], and so is its expiry, since this clock may be wrong.
+pub(super) fn glance(token: &str) -> Result<(), Refusal> {
+    #[derive(Deserialize)]
+    struct Claims {
+        sub: String,
+        aud: Audiences,
+    }
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Audiences {
+        One(String),
+        Many(Vec<String>),
+    }
+    let refuse = |why| Err(Refusal::NoServiceAccountToken(why));
+    if token.len() > MAX_TOKEN {
+        return refuse("it is too long");
+    }
+    let &[_, claims, _] = token.split('.').collect::<Vec<_>>().as_slice() else { return refuse("it is no JWT") };
+    let Some(claims) = base64url::decode(claims).and_then(|claims| serde_json::from_slice::<Claims>(&claims).ok())
+    else {
+        return refuse("its claims cannot be read");
+    };
+    if !claims.sub.starts_with(SERVICE_ACCOUNT) {
+        return refuse("its subject is another");
+    }
+    let audiences = match claims.aud {
+        Audiences::One(audience) => vec![audience],
+        Audiences::Many(audiences) => audiences,
+    };
+    match audiences.iter().any(|audience| audience == AUDIENCE) {
+        true => Ok(()),
+        false => Err(Refusal::Audience(audiences.join(", "))),
+    }
 }
 
 /// Asks the API server who `token` is of.
@@ -131,6 +171,23 @@ mod tests {
             "system:serviceaccount:a:b:c",
         ] {
             assert_eq!(reason(accepted(user, &["istio-ca"], &[])), "not_a_service_account", "{user}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_a_token_for_this_ca_is_refused_at_a_glance() {
+        let token = |claims: &str| format!("e30.{}.c2ln", base64url::encode(claims.as_bytes()));
+        let claims = |aud: &str| format!(r#"{{"iss":"x","sub":"system:serviceaccount:a:b","aud":{aud},"exp":1}}"#);
+        for aud in [r#""istio-ca""#, r#"["other","istio-ca"]"#] {
+            glance(&token(&claims(aud))).unwrap();
+        }
+        for aud in [r#""other""#, "[]", r#"["istio-ca2"]"#] {
+            assert_eq!(glance(&token(&claims(aud))).unwrap_err().reason(), "audience", "{aud}");
+        }
+        let person = token(r#"{"sub":"admin","aud":"istio-ca"}"#);
+        let long = format!("{}.{}", "x".repeat(MAX_TOKEN), token(&claims(r#""istio-ca""#)));
+        for bad in ["", "x", "a.b", "a.b.c", "a.b.c.d", "..", &token("[]"), &token("{}"), &person, &long] {
+            assert_eq!(glance(bad).unwrap_err().reason(), "token", "{bad}");
         }
     }
 

@@ -10,10 +10,12 @@ use tonic::{Request, Response, Status};
 
 use super::caller::{self, Caller};
 use super::keys::Keys;
+use super::listener::Peer;
 use super::metrics::Metrics;
 use super::options::Options;
 use super::placement::Placement;
 use super::refusal::Refusal;
+use super::shares::Shares;
 use crate::ca::{
     CertificateRequest, IstioCertificateRequest, IstioCertificateResponse, SigningRequest, certificate_pem,
 };
@@ -42,6 +44,7 @@ struct Inner {
     trusted: BTreeSet<String>,
     metrics: Metrics,
     clock: Arc<dyn Clock>,
+    shares: Shares,
     slots: Semaphore,
 }
 
@@ -57,7 +60,8 @@ impl Issuer {
         clock: Arc<dyn Clock>,
     ) -> Self {
         let slots = Semaphore::new(MAX_AT_ONCE);
-        Self(Arc::new(Inner { client, keys, options, placement, trusted, metrics, clock, slots }))
+        let shares = Shares::default();
+        Self(Arc::new(Inner { client, keys, options, placement, trusted, metrics, clock, shares, slots }))
     }
 
     /// Answers `CreateCertificate`.
@@ -66,28 +70,43 @@ impl Issuer {
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
         self.0.metrics.asked();
-        let peer = request.extensions().get::<super::listener::Peer>().map(|peer| peer.0);
-        let answer = tokio::time::timeout(DEADLINE, self.answer(&request)).await.unwrap_or(Err(Refusal::Busy));
+        let peer = request.extensions().get::<Peer>().copied();
+        let answer = tokio::time::timeout(DEADLINE, self.answer(&request, peer)).await.unwrap_or(Err(Refusal::Busy));
         match answer {
             Ok((identity, response)) => {
                 self.0.metrics.signed();
                 tracing::debug!(%identity, ?peer, "signed a certificate");
                 Ok(Response::new(response))
             }
-            Err(refusal) => {
-                self.0.metrics.refused(&refusal);
-                tracing::warn!(reason = refusal.reason(), ?peer, "refused a certificate: {}", printable(&refusal));
-                Err(refusal.status())
-            }
+            Err(refusal) => Err(self.refuse(&refusal, peer)),
         }
+    }
+
+    /// A request came that could not even be read.
+    pub(super) fn unread(&self, peer: Option<Peer>, why: &str) {
+        self.0.metrics.asked();
+        self.refuse(&Refusal::Unread(why.to_owned()), peer);
+    }
+
+    fn refuse(&self, refusal: &Refusal, peer: Option<Peer>) -> Status {
+        self.0.metrics.refused(refusal);
+        tracing::warn!(reason = refusal.reason(), ?peer, "refused a certificate: {}", printable(refusal));
+        refusal.status()
     }
 
     async fn answer(
         &self,
         request: &Request<IstioCertificateRequest>,
+        peer: Option<Peer>,
     ) -> Result<(Identity, IstioCertificateResponse), Refusal> {
-        let Inner { client, keys, options, clock, slots, .. } = &*self.0;
+        let Inner { client, keys, options, clock, shares, slots, .. } = &*self.0;
         let token = caller::token(request.metadata())?;
+        caller::glance(token)?;
+        // First its own place, so that whoever asks much waits for itself, and then one of all.
+        let _share = match peer {
+            Some(peer) => Some(shares.enter(peer.0.ip()).await),
+            None => None,
+        };
         let _slot = slots.acquire().await.map_err(|_| Refusal::Busy)?;
         let caller = caller::review(client, token).await?;
         let trust_domain = options.trust_domain().ok_or(Refusal::NoOptions)?;

@@ -66,7 +66,7 @@ impl Metrics {
             *self.last_refusal.lock().unwrap() = refusal.reason();
         }
         let count = match refusal {
-            Refusal::Csr(_) | Refusal::CsrName { .. } => &self.counts.bad_csr,
+            Refusal::Csr(_) | Refusal::CsrName { .. } | Refusal::Unread(_) => &self.counts.bad_csr,
             Refusal::Signing(_) | Refusal::NoAuthority(_) => &self.counts.signing,
             Refusal::Busy | Refusal::NoOptions | Refusal::ApiServer(_) => return,
             _ => &self.counts.unauthenticated,

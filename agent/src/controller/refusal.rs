@@ -10,6 +10,10 @@ use crate::ca::{CaError, CsrProblem};
 pub(super) enum Refusal {
     #[error("the request has no bearer token in its authorization header")]
     NoToken,
+    #[error("the request cannot be read: {0}")]
+    Unread(String),
+    #[error("the token is none of a service account: {0}; mount a projected token with audience istio-ca")]
+    NoServiceAccountToken(&'static str),
     #[error("the API server does not accept the token: {0}")]
     Token(String),
     #[error("the token is for other audiences ({0}); mount a projected token with audience istio-ca")]
@@ -52,7 +56,8 @@ impl Refusal {
     pub(super) fn reason(&self) -> &'static str {
         match self {
             Self::NoToken => "no_token",
-            Self::Token(_) => "token",
+            Self::Unread(_) => "unread",
+            Self::NoServiceAccountToken(_) | Self::Token(_) => "token",
             Self::Audience(_) => "audience",
             Self::NotAServiceAccount(_) => "not_a_service_account",
             Self::NotTrusted { .. } => "not_trusted",

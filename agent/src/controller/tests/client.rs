@@ -2,15 +2,15 @@
 
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use culvert_core::identity::Identity;
 use rcgen::{CertificateParams, KeyPair};
 
-use super::server::{CaService, options};
+use super::server::{CaService, jwt, options};
 use crate::ca::testing::{Root, TempDir};
-use crate::ca::{CertificateAuthority, ServiceCa, SigningRequest, certificate_pem};
-use crate::identity::{CertificateStore, StoreOptions};
+use crate::ca::{CertificateAuthority, ServiceCa, ServiceOptions, SigningRequest, certificate_pem};
+use crate::identity::{CertificateStore, StoreOptions, TokioClock};
 
 fn cart() -> Identity {
     Identity::new("cluster.local", "shop", "cart")
@@ -57,12 +57,12 @@ async fn a_refusal_says_what_to_check() {
     let ca = CaService::start().await;
     let directory = TempDir::new();
     let client = ca.client(&directory);
-    directory.write("token", "of nobody");
+    directory.write("token", &jwt("of nobody"));
     let line = complaint(&client, good()).await;
     for word in ["refuses this agent", "audience istio-ca", "--ca-token-file", "trustedNodeAccounts", "log"] {
         assert!(line.contains(word), "{word}: {line}");
     }
-    directory.write("token", "agent");
+    directory.write("token", &jwt("agent"));
     client.sign(good()).await.expect("the token is read anew for each request");
 }
 
@@ -73,6 +73,7 @@ async fn a_request_of_a_megabyte_is_refused_and_the_next_one_served() {
     let client = ca.client(&directory);
     let line = complaint(&client, signing("x".repeat(1 << 20))).await;
     assert!(line.contains("OutOfRange"), "{line}");
+    assert_eq!(ca.metrics.last_refusal(), "unread", "counted and logged like every refusal");
     client.sign(good()).await.unwrap();
 }
 
@@ -91,7 +92,7 @@ async fn what_is_missing_is_one_line_with_the_flag_and_the_cure() {
     let line = complaint(&client, good()).await;
     assert!(line.starts_with("--ca-token-file: ") && line.contains("audience istio-ca"), "{line}");
 
-    directory.write("token", "agent");
+    directory.write("token", &jwt("agent"));
     let line = complaint(&client, good()).await;
     assert!(line.contains(&format!("localhost:{closed} is out of reach")), "{line}");
     assert!(line.to_lowercase().contains("refused") && line.contains("check --ca-address"), "{line}");
@@ -107,7 +108,7 @@ async fn a_server_of_another_root_or_name_is_not_trusted() {
     let ca = CaService::start().await;
     let directory = TempDir::new();
     directory.write("root-cert.pem", &Root::new("of someone else").pem);
-    directory.write("token", "agent");
+    directory.write("token", &jwt("agent"));
     let client = ServiceCa::open(options(&directory, &format!("localhost:{}", ca.port))).unwrap();
     let line = complaint(&client, good()).await;
     assert!(line.contains("leads to no root in --ca-root-file"), "{line}");
@@ -116,6 +117,21 @@ async fn a_server_of_another_root_or_name_is_not_trusted() {
     let client = ServiceCa::open(options(&directory, &format!("127.0.0.1:{}", ca.port))).unwrap();
     let line = complaint(&client, good()).await;
     assert!(line.contains("is not for 127.0.0.1"), "{line}");
+}
+
+#[tokio::test]
+async fn a_clock_that_is_a_day_off_is_told_as_one() {
+    let ca = CaService::start().await;
+    let directory = TempDir::new();
+    ca.give(&directory);
+    directory.write("token", &jwt("agent"));
+    let day = Duration::from_secs(25 * 3600);
+    for now in [SystemTime::now() + day, SystemTime::now() - day] {
+        let options = options(&directory, &format!("localhost:{}", ca.port));
+        let options = ServiceOptions { clock: Arc::new(TokioClock::starting_at(now)), ..options };
+        let line = complaint(&ServiceCa::open(options).unwrap(), good()).await;
+        assert!(line.contains("clock"), "{line}");
+    }
 }
 
 #[tokio::test]

@@ -2,9 +2,13 @@
 
 use culvert_core::identity::Identity;
 use rcgen::{CertificateParams, KeyPair, SanType};
+use std::time::Duration;
+
 use tonic::{Code, Request};
 
-use super::server::{CaService, NODE_AGENT};
+use super::super::listener::Peer;
+
+use super::server::{CaService, NODE_AGENT, jwt};
 use crate::ca::{IstioCertificateRequest, IstioCertificateResponse};
 
 const CART: &str = "spiffe://cluster.local/ns/shop/sa/cart";
@@ -18,7 +22,7 @@ fn csr(names: &[&str]) -> String {
 fn request(token: &str, identity: Option<&str>, csr: String) -> Request<IstioCertificateRequest> {
     let metadata = identity.map(|name| IstioCertificateRequest::impersonating(name.to_owned()));
     let mut request = Request::new(IstioCertificateRequest { csr, validity_duration: 3600, metadata });
-    request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+    request.metadata_mut().insert("authorization", format!("Bearer {}", jwt(token)).parse().unwrap());
     request
 }
 
@@ -109,6 +113,42 @@ async fn a_request_without_a_token_is_refused_before_anything_is_asked() {
     request.metadata_mut().remove("authorization");
     let status = ca.issuer.create_certificate(request).await.unwrap_err();
     assert_eq!((status.code(), ca.metrics.last_refusal()), (Code::Unauthenticated, "no_token"));
+}
+
+#[tokio::test]
+async fn what_cannot_be_a_token_costs_no_review() {
+    let ca = CaService::start().await;
+    for (junk, reason) in [("junk", "token"), ("a.b.c", "token")] {
+        let mut request = request("", Some(CART), csr(&[]));
+        request.metadata_mut().insert("authorization", format!("Bearer {junk}").parse().unwrap());
+        let status = ca.issuer.create_certificate(request).await.unwrap_err();
+        assert_eq!((status.code(), ca.metrics.last_refusal()), (Code::Unauthenticated, reason));
+    }
+    assert_eq!(ca.cluster.reviews(), 0);
+}
+
+/// Its tokens look as they should, and the API server takes its time over each.
+#[tokio::test(start_paused = true)]
+async fn who_asks_a_thousand_times_holds_up_nobody_else() {
+    let ca = CaService::start().await;
+    let from = |address: [u8; 4], token: &str| {
+        let mut request = request(token, Some(CART), csr(&[]));
+        request.extensions_mut().insert(Peer((address, 1).into()));
+        request
+    };
+    ca.cluster.be_slow(Duration::from_secs(2));
+    let flood: Vec<_> = (0..1000)
+        .map(|number| {
+            let (issuer, request) = (ca.issuer.clone(), from([10, 0, 0, 66], &format!("junk {number}")));
+            tokio::spawn(async move { issuer.create_certificate(request).await })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    let started = tokio::time::Instant::now();
+    ca.issuer.create_certificate(from([10, 0, 0, 1], "agent")).await.expect("an agent is not held up");
+    // Its token, its own pod and the one it asks for.
+    assert!(started.elapsed() < Duration::from_secs(7), "{:?}", started.elapsed());
+    flood.iter().for_each(tokio::task::JoinHandle::abort);
 }
 
 #[tokio::test]

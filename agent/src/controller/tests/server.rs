@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use culvert_core::authentication::base64url;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use k8s_openapi::api::core::v1::Secret;
@@ -25,6 +26,12 @@ use crate::identity::SystemClock;
 
 pub(super) const NODE_AGENT: &str = "system:serviceaccount:culvert-system:culvert-node";
 
+/// A token of this name, as it looks before anyone has verified it.
+pub(super) fn jwt(name: &str) -> String {
+    let claims = json!({"jti": name, "aud": ["istio-ca"], "sub": "system:serviceaccount:some:body"}).to_string();
+    format!("e30.{}.c2ln", base64url::encode(claims.as_bytes()))
+}
+
 /// An API server that answers token reviews, and gives and lists pods.
 #[derive(Clone, Default)]
 pub(super) struct Cluster(Arc<Known>);
@@ -35,7 +42,9 @@ struct Known {
     tokens: Mutex<HashMap<String, Value>>,
     pods: Mutex<Vec<Value>>,
     looks: AtomicUsize,
+    reviews: AtomicUsize,
     away: Mutex<bool>,
+    pause: Mutex<Duration>,
 }
 
 impl Cluster {
@@ -48,7 +57,7 @@ impl Cluster {
         kube::Client::new(service, "default")
     }
 
-    /// Accepts `token` for `audiences` as `username`, bound to a pod if one is given.
+    /// Accepts the token named `token` for `audiences` as `username`, bound to a pod if one is given.
     pub(super) fn accept(&self, token: &str, username: &str, audiences: &[&str], pod: Option<(&str, &str)>) {
         let mut extra = json!({});
         if let Some((name, uid)) = pod {
@@ -57,7 +66,17 @@ impl Cluster {
         }
         let user = json!({"username": username, "extra": extra});
         let status = json!({"authenticated": true, "audiences": audiences, "user": user});
-        self.0.tokens.lock().unwrap().insert(token.to_owned(), status);
+        self.0.tokens.lock().unwrap().insert(jwt(token), status);
+    }
+
+    /// How many tokens were reviewed.
+    pub(super) fn reviews(&self) -> usize {
+        self.0.reviews.load(Ordering::SeqCst)
+    }
+
+    /// Takes this long for each answer from now on.
+    pub(super) fn be_slow(&self, pause: Duration) {
+        *self.0.pause.lock().unwrap() = pause;
     }
 
     pub(super) fn pod(&self, namespace: &str, name: &str, uid: &str, node: &str, account: &str, phase: &str) {
@@ -83,10 +102,13 @@ impl Cluster {
         if *self.0.away.lock().unwrap() {
             return failure(StatusCode::SERVICE_UNAVAILABLE);
         }
+        let pause = *self.0.pause.lock().unwrap();
+        tokio::time::sleep(pause).await;
         let path: Vec<&str> = head.uri.path().trim_start_matches('/').split('/').collect();
         match (head.method, path.as_slice()) {
             (Method::POST, ["apis", "authentication.k8s.io", "v1", "tokenreviews"]) => {
                 let mut review: Value = serde_json::from_slice(&body).unwrap();
+                self.0.reviews.fetch_add(1, Ordering::SeqCst);
                 assert_eq!(review["spec"]["audiences"], json!(["istio-ca"]));
                 let token = review["spec"]["token"].as_str().unwrap().to_owned();
                 let unknown = json!({"authenticated": false, "error": "invalid bearer token"});
@@ -188,7 +210,7 @@ impl CaService {
     /// A node agent's client of it, with its files in `directory`.
     pub(super) fn client(&self, directory: &TempDir) -> Arc<ServiceCa> {
         self.give(directory);
-        directory.write("token", "agent\n");
+        directory.write("token", &format!("{}\n", jwt("agent")));
         ServiceCa::open(options(directory, &format!("localhost:{}", self.port))).unwrap()
     }
 
