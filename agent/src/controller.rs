@@ -24,6 +24,7 @@ mod metrics;
 mod options;
 mod placement;
 mod refusal;
+mod shares;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -209,6 +210,12 @@ fn report(config: &ControllerConfig, keys: &Keys, options: &Options, leads: watc
             "trustedNodeAccounts": config.trusted_node_accounts,
         })
     })
+}
+
+/// How a watch is asked for: ended by the API server before the client takes its silence for a fault. An old API server
+/// sends no bookmarks of a resource that never changed.
+fn watching() -> kube::runtime::watcher::Config {
+    kube::runtime::watcher::Config::default().timeout(WATCH_SECONDS)
 }
 
 /// Says in one line why a watch was interrupted; it goes on by itself.

@@ -33,11 +33,10 @@ enum Seen {
 pub(super) async fn run(client: &kube::Client, keys: &Keys, spread: &watch::Sender<Spread>, metrics: &Metrics) {
     // Whatever was known before is from another term.
     spread.send_replace(None);
-    let namespaces =
-        watcher::watcher(Api::<PartialObjectMeta<Namespace>>::all(client.clone()), watcher::Config::default());
+    let namespaces = watcher::watcher(Api::<PartialObjectMeta<Namespace>>::all(client.clone()), super::watching());
     let namespaces = namespaces.default_backoff().map(|event| event.map(Seen::Namespace)).boxed();
     let maps = [Map::Roots, Map::Revocations].map(|map| {
-        let config = watcher::Config::default().fields(&format!("metadata.name={}", map.name()));
+        let config = super::watching().fields(&format!("metadata.name={}", map.name()));
         let events = watcher::watcher(Api::<ConfigMap>::all(client.clone()), config).default_backoff();
         events.map(move |event| event.map(|event| Seen::Map(map, event))).boxed()
     });

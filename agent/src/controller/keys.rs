@@ -100,7 +100,7 @@ impl Keys {
     pub(super) async fn follow(self) {
         let watches = [PLUGGED_IN, GENERATED].map(|name| {
             // By name, so that the Role need not allow to read other Secrets.
-            let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
+            let config = super::watching().fields(&format!("metadata.name={name}"));
             watcher::watcher(self.0.secrets.clone(), config).default_backoff().map(move |event| (name, event)).boxed()
         });
         let mut events = pin!(stream::select_all(watches));

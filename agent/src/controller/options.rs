@@ -42,7 +42,7 @@ impl Options {
     pub(super) async fn follow(self) {
         let maps = Api::<ConfigMap>::namespaced(self.client.clone(), options::DEFAULT_ROOT_NAMESPACE);
         let watches = options::CONFIG_MAPS.map(|name| {
-            let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
+            let config = super::watching().fields(&format!("metadata.name={name}"));
             watcher::watcher(maps.clone(), config).default_backoff().map(move |event| (name, event)).boxed()
         });
         let mut events = pin!(stream::select_all(watches));

@@ -1,7 +1,6 @@
 //! Which service accounts run on which node: an index of all pods, and a direct look where the index may be late.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::pin::pin;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -39,7 +38,7 @@ impl Placement {
     /// Follows all pods until dropped.
     pub(super) async fn follow(self) {
         let pods = Api::<Pod>::all(self.0.client.clone());
-        let mut events = pin!(watcher::watcher(pods, watcher::Config::default()).default_backoff());
+        let mut events = pin!(watcher::watcher(pods, super::watching()).default_backoff());
         let mut next = Index::default();
         while let Some(event) = events.next().await {
             match event {
@@ -169,12 +168,17 @@ impl Index {
     fn remove(&mut self, pod: &Pod) {
         let meta = &pod.metadata;
         let key = key(meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
-        let Some(placed) = self.pods.remove(&key) else { return };
-        if let Entry::Occupied(mut count) = self.counts.entry((placed.node, key.0, placed.account)) {
-            *count.get_mut() -= 1;
-            if *count.get() == 0 {
-                count.remove();
+        let Some(((namespace, _), placed)) = self.pods.remove_entry(&key) else { return };
+        let residence = (placed.node.clone(), namespace.clone(), placed.account.clone());
+        if let Some(count) = self.counts.get_mut(&residence) {
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(&residence);
             }
+        }
+        drop(residence);
+        for name in [namespace, placed.node, placed.account] {
+            self.names.release(name);
         }
     }
 
@@ -195,6 +199,14 @@ impl Names {
         let new: Arc<str> = name.into();
         self.0.insert(new.clone());
         new
+    }
+
+    /// Forgets `name` if this was the last that had it.
+    fn release(&mut self, name: Arc<str>) {
+        let only_this_and_the_table = 2;
+        if Arc::strong_count(&name) == only_this_and_the_table {
+            self.0.remove(&name);
+        }
     }
 }
 
@@ -238,6 +250,7 @@ mod tests {
         assert!(index.runs("n2", "shop", "cart") && !index.runs("n1", "shop", "cart"));
         index.remove(&pod("a", "", "", ""));
         assert!(index.counts.is_empty() && index.pods.is_empty());
+        assert!(index.names.0.is_empty(), "names of what is gone are forgotten: {:?}", index.names);
     }
 
     #[test]

@@ -96,9 +96,10 @@ impl LogHandle {
 }
 
 /// Whether an event is another's account of what the agent tells itself: the Kubernetes client calls every failed request
-/// an error, also each attempt while the API server is away, which its callers tell once.
+/// an error, also each attempt while the API server is away, which its callers tell once; and an answer that is no JSON,
+/// as for API groups that are not installed, a warning.
 fn is_said_elsewhere(metadata: &Metadata<'_>) -> bool {
-    *metadata.level() == Level::ERROR && metadata.target().starts_with("kube_client")
+    *metadata.level() <= Level::WARN && metadata.target().starts_with("kube_client")
 }
 
 /// Reads levels; `target:level`, as Istio's tools write it, is the same as `target=level`.

@@ -182,7 +182,7 @@ async fn served(client: &kube::Client, watched: Watched) -> Result<Option<String
 /// Watches one version until it is not served any more.
 async fn follow_version(client: &kube::Client, watched: Watched, version: &str, to: &mpsc::Sender<Seen>) {
     let api = Api::<DynamicObject>::all_with(client.clone(), &watched.resource(version));
-    let events = watcher::watcher(api, watcher::Config::default()).default_backoff();
+    let events = watcher::watcher(api, super::super::watching()).default_backoff();
     pin_mut!(events);
     while let Some(event) = events.next().await {
         let seen = match event {
