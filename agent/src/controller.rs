@@ -159,7 +159,11 @@ impl Controller {
         let lead = || async {
             tokio::join!(
                 keys.tend(timing, spread.subscribe(), &metrics),
-                distribute::run(&client, &keys, &spread, &metrics),
+                async {
+                    if config.distribute_roots {
+                        distribute::run(&client, &keys, &spread, &metrics).await;
+                    }
+                },
                 status::run(&client, options.watch(), &metrics),
             );
         };

@@ -49,6 +49,17 @@ pub struct ControllerConfig {
     )]
     pub root_spread_seconds: Duration,
 
+    /// Whether the controller keeps its roots in a ConfigMap of every namespace. Not where the nodes' certificates come
+    /// from another CA, which keeps its own there: istiod.
+    #[arg(
+        long,
+        env = "CULVERT_DISTRIBUTE_ROOTS",
+        value_name = "BOOL",
+        default_value = "true",
+        action = clap::ArgAction::Set
+    )]
+    pub distribute_roots: bool,
+
     /// Where the admin endpoints listen. They are for this pod only: give a loopback address.
     #[arg(long, env = "CULVERT_ADMIN_ADDR", value_name = "IP:PORT", default_value = "127.0.0.1:15000")]
     pub admin_addr: SocketAddr,
@@ -139,6 +150,7 @@ mod tests {
         assert_eq!(config.trusted_node_accounts, ["culvert-system/culvert-node"]);
         assert!(config.server_names().contains(&"culvert-controller.culvert-system.svc".to_owned()));
         assert_eq!(config.ca_addr.port(), 15012);
+        assert!(config.distribute_roots && !controller(&["--distribute-roots", "false"]).distribute_roots);
         let mut other = controller(&[]);
         other.check().unwrap();
         assert_ne!(config.identity(), other.identity(), "no two replicas are taken for one");

@@ -57,11 +57,7 @@ fn meshes(facts: &Facts) -> Vec<Finding> {
         ));
     }
     if let Some(istiod) = facts.workloads.get("istiod") {
-        found.push(Finding::note(
-            format!("istiod in {}", istiod.namespace),
-            "its CRDs are kept, its policies and its ConfigMap istio are read",
-            "to have certificates from its CA, --set node.caAddress=istiod.istio-system.svc:15012",
-        ));
+        found.push(beside_istiod(istiod, facts.workloads.get("culvert-node")));
     }
     for mesh in ["linkerd-destination", "kmesh"] {
         if let Some(other) = facts.workloads.get(mesh) {
@@ -73,6 +69,35 @@ fn meshes(facts: &Facts) -> Vec<Finding> {
         }
     }
     found
+}
+
+/// There can be one CA: of two, each would put back what the other has written.
+fn beside_istiod(istiod: &Workload, agents: Option<&Workload>) -> Finding {
+    const TRUSTED: &str = "CA_TRUSTED_NODE_ACCOUNTS";
+    let about = format!("istiod in {}", istiod.namespace);
+    let account = format!("{}/culvert-node", agents.map_or(crate::chart::NAMESPACE, |agents| &agents.namespace));
+    let ca = agents.and_then(|agents| agents.environment.get("CULVERT_CA_ADDRESS"));
+    if !ca.is_some_and(|ca| ca.starts_with("istiod")) {
+        return Finding::warning(
+            about,
+            "it and Culvert's controller both write the ConfigMap istio-ca-root-cert of every namespace; its CRDs, its \
+             policies and its ConfigMap istio are no matter: they are kept, and read",
+            format!(
+                "have one CA: --set node.caAddress=istiod.{}.svc:15012, and {account} in istiod's variable {TRUSTED}; or \
+                 remove istiod",
+                istiod.namespace
+            ),
+        );
+    }
+    let trusted = istiod.environment.get(TRUSTED).map(String::as_str).unwrap_or_default();
+    if !trusted.split(',').any(|one| one.trim() == account) {
+        return Finding::error(
+            about,
+            "it does not know Culvert's agents as node agents, and will sign nothing for the pods of their nodes",
+            format!("add {account} to its variable {TRUSTED} (Istio's Helm value env.{TRUSTED})"),
+        );
+    }
+    Finding::note(about, "it signs; its CRDs are kept, its policies and its ConfigMap istio are read", "")
 }
 
 fn cni_plugins(facts: &Facts) -> Vec<Finding> {
@@ -166,6 +191,7 @@ fn distribution(facts: &Facts) -> Vec<Finding> {
 mod tests {
     use serde_json::json;
 
+    use super::super::Level;
     use super::*;
 
     fn about(facts: &Facts) -> Vec<String> {
@@ -210,6 +236,24 @@ mod tests {
         assert_eq!(both("ztunnel"), ["Istio's ztunnel in ns"]);
         assert_eq!(both("istiod"), ["istiod in ns"]);
         assert_eq!(both("istio-cni-node"), ["Istio's istio-cni-node in ns"]);
+    }
+
+    #[test]
+    fn beside_istiod_one_of_two_has_to_be_the_ca() {
+        let judge = |ca: Option<&str>, trusted: &str| {
+            let mut workloads = workload("istiod", &[("CA_TRUSTED_NODE_ACCOUNTS", trusted)]);
+            workloads.extend(ca.into_iter().flat_map(|ca| workload("culvert-node", &[("CULVERT_CA_ADDRESS", ca)])));
+            judge(&Facts { workloads, ..Facts::default() }).remove(0)
+        };
+        let own = "culvert-controller.ns.svc:15012";
+        for before in [judge(None, ""), judge(Some(own), "istio-system/ztunnel")] {
+            assert!(before.level == Level::Warning && before.problem.contains("istio-ca-root-cert"), "{before:?}");
+            assert!(before.cure.contains("node.caAddress=istiod.ns.svc:15012"), "{before:?}");
+        }
+        let istiods = Some("istiod.ns.svc:15012");
+        let unknown = judge(istiods, "istio-system/ztunnel,ns/culvert-node2");
+        assert!(unknown.level == Level::Error && unknown.cure.contains("add ns/culvert-node to"), "{unknown:?}");
+        assert_eq!(judge(istiods, "istio-system/ztunnel, ns/culvert-node").level, Level::Note);
     }
 
     #[test]

@@ -138,6 +138,22 @@ fn culvertctl_makes_of_the_chart_what_helm_makes_of_it() {
     }
 }
 
+/// Of two CAs each would put back what the other has written.
+#[test]
+fn the_roots_are_left_to_the_ca_that_signs() {
+    let scope = Scope::new().unwrap();
+    let file = scope.directory().join("none.yaml");
+    std::fs::write(&file, "").unwrap();
+    let said = |set: &[&str]| {
+        let made = by_culvertctl("v1.34.0", &file, set);
+        let key = ("Deployment".to_owned(), NAMESPACE.to_owned(), "culvert-controller".to_owned());
+        let variables = made[&key]["spec"]["template"]["spec"]["containers"][0]["env"].as_array().unwrap().clone();
+        variables.into_iter().find(|one| one["name"] == "CULVERT_DISTRIBUTE_ROOTS").map(|mut one| one["value"].take())
+    };
+    assert_eq!(said(&[]), None, "which is true");
+    assert_eq!(said(&["--set", "node.caAddress=istiod.istio-system.svc:15012"]), Some("false".into()));
+}
+
 #[test]
 fn what_is_made_is_what_the_schemas_of_kubernetes_allow() {
     let scope = Scope::new().unwrap();
