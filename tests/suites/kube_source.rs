@@ -496,6 +496,39 @@ subjects:
     reader.until("a mesh", |_, health| health.missing().is_empty() && is_whole(health));
 }
 
+/// Whether a resource is not there or only not yet, nobody can say who may not read the definitions; an agent without any
+/// objects of it goes by the API server's word.
+#[test]
+fn an_agent_that_may_not_read_definitions_and_finds_no_resources_is_ready() {
+    let cluster = ControlPlane::start().unwrap();
+    cluster.namespace("blind").unwrap();
+    let role = "\
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: blind}
+rules:
+- {apiGroups: [''], resources: [namespaces, nodes, pods, services, configmaps], verbs: [list, watch]}
+- {apiGroups: [discovery.k8s.io], resources: [endpointslices], verbs: [list, watch]}
+- {apiGroups: [networking.istio.io, security.istio.io, gateway.networking.k8s.io], resources: ['*'], verbs: [list, watch]}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: blind}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: blind}
+subjects:
+- {kind: ServiceAccount, name: default, namespace: blind}
+";
+    cluster.apply(role).unwrap();
+    cluster.pod("blind", "there", "default", "n1", &["10.7.0.1"]).unwrap();
+    let mut reader = Reader::new(&cluster, &cluster.kubeconfig_of("blind", "default").unwrap(), None);
+    reader.until("a mesh", |mesh, health| has_pod(mesh, "blind", "there") && health.missing().is_empty());
+    let status = reader.health.status();
+    let definitions = &status.resources["customresourcedefinitions.apiextensions.k8s.io"];
+    let problem = definitions.problem.clone().unwrap_or_default();
+    assert!(definitions.state == State::Failing && problem.contains("rbac.create=true"), "{definitions:?}");
+    assert_eq!(state(&reader.health, "serviceentries.networking.istio.io"), State::Absent);
+}
+
 #[test]
 fn an_agent_that_starts_while_the_api_server_is_away_starts_from_what_was_known() {
     let _server = SERVER.read().unwrap_or_else(PoisonError::into_inner);

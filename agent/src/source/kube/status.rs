@@ -8,6 +8,7 @@ use culvert_api::k8s_openapi::jiff;
 use serde::Serialize;
 use tokio::sync::watch;
 
+use super::definitions;
 use super::request::Failure;
 use crate::cluster::{Notices, explain_failure, forbidden};
 use crate::telemetry::Sample;
@@ -230,11 +231,14 @@ impl Board {
     pub(super) fn missing(&self) -> Vec<String> {
         let resources = lock(&self.resources);
         let missing = resources.iter().filter(|(_, resource)| !resource.is_complete);
-        let mut lines: Vec<String> = missing
-            .map(|(name, resource)| {
-                resource.problem.clone().unwrap_or_else(|| format!("{name}: has not been read yet"))
-            })
-            .collect();
+        // What waits for the definitions waits for what keeps them.
+        let definitions = resources.get(definitions::NAME).and_then(|resource| resource.problem.as_deref());
+        let waits = |name: &str| match definitions {
+            Some(problem) => format!("{name}: has not been read yet ({problem})"),
+            None => format!("{name}: has not been read yet"),
+        };
+        let mut lines: Vec<String> =
+            missing.map(|(name, resource)| resource.problem.clone().unwrap_or_else(|| waits(name))).collect();
         lines.dedup();
         lines
     }
@@ -365,6 +369,18 @@ mod tests {
             board.complete(name);
         }
         assert!(board.notes().is_empty() && board.unreachable().borrow().is_none());
+    }
+
+    /// Custom resources wait for their definitions, and have no problem of their own.
+    #[test]
+    fn an_agent_that_waits_for_the_definitions_says_what_keeps_them() {
+        let name = "serviceentries.networking.istio.io";
+        let board = Board::new([name.into()], &[definitions::NAME]);
+        let problem = Failure::Refused { code: 500, message: "no storage".to_owned(), retry_after: None };
+        board.failed(definitions::NAME, "list", &problem);
+        let missing = board.missing();
+        assert!(missing.len() == 1 && missing[0].starts_with(name), "{missing:?}");
+        assert!(missing[0].contains(definitions::NAME) && missing[0].contains("no storage"), "{missing:?}");
     }
 
     #[test]
