@@ -11,6 +11,9 @@
 //! - Of several services of one name, the one of the client's namespace counts, then a Kubernetes Service, then the
 //!   oldest.
 //!
+//! - A pod that asks for a name of its own below a headless Service (`db-0.db.shop.svc.cluster.local`, as those of a
+//!   StatefulSet do) has it, while it is ready.
+//!
 //! A service answers with its virtual addresses, a headless one with those of its ready endpoints. A family that it has
 //! no address of, or the client has none of, gets an empty answer, not another server's.
 
@@ -23,7 +26,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use crate::mesh::Snapshot;
+use crate::mesh::{Endpoint, Snapshot};
 use crate::service::{Resolution, Service};
 use crate::workload::Workload;
 
@@ -65,26 +68,45 @@ pub enum Answer {
 
 /// Answers for the addresses of `name`, in lower case and without the final dot, that `client` asks for.
 pub fn resolve(snapshot: &Snapshot, client: &Workload, name: &str, family: Family) -> Answer {
-    let Some((service, alias_of)) = find(snapshot, client, name) else { return Answer::Forward };
-    let Some(all) = addresses(snapshot, service) else { return Answer::Forward };
+    let (all, alias_of) = match find(snapshot, client, name) {
+        Some(Found::Service(service, alias_of)) => (addresses(snapshot, service), alias_of),
+        Some(Found::Pod(pod)) => (Some(pod.addresses.to_vec()), None),
+        None => (None, None),
+    };
+    let Some(all) = all else { return Answer::Forward };
     let reachable = client.addresses.is_empty() || client.addresses.iter().any(|ip| family.holds(*ip));
     let addresses = all.into_iter().filter(|ip| reachable && family.holds(*ip)).take(MAX_ADDRESSES).collect();
     Answer::Known { alias_of, addresses }
 }
 
-/// The service that `name` means to `client`, and the name without its search domain, where it has one.
-fn find<'s>(snapshot: &'s Snapshot, client: &Workload, name: &str) -> Option<(&'s Arc<Service>, Option<Arc<str>>)> {
+/// What a name means.
+enum Found<'s> {
+    /// A service, and the name without its search domain, where it has one.
+    Service(&'s Arc<Service>, Option<Arc<str>>),
+    /// One pod of a headless service.
+    Pod(&'s Arc<Workload>),
+}
+
+/// What `name` means to `client`.
+fn find<'s>(snapshot: &'s Snapshot, client: &Workload, name: &str) -> Option<Found<'s>> {
     let (namespace, domain) = (&*client.namespace, &*snapshot.options().cluster_domain);
     let exactly = |host: &str| prefer(snapshot, host, namespace);
-    if let Some(service) = exactly(name).or_else(|| exactly(&in_cluster(name, namespace, domain)?)) {
-        return Some((service, None));
+    let in_cluster = |host: &str| exactly(host).or_else(|| exactly(&in_cluster(host, namespace, domain)?));
+    if let Some(service) = in_cluster(name) {
+        return Some(Found::Service(service, None));
+    }
+    if let Some((hostname, rest)) = name.split_once('.')
+        && let Some(pod) = in_cluster(rest).and_then(|service| pod_of(snapshot, service, hostname))
+    {
+        return Some(Found::Pod(pod));
     }
     let search = [format!(".{namespace}.svc.{domain}"), format!(".svc.{domain}"), format!(".{domain}")];
     let bare = search.iter().find_map(|suffix| name.strip_suffix(suffix.as_str())).filter(|bare| !bare.is_empty());
     let entry = |service: &&Arc<Service>| !service.canonical;
-    let behind = |bare: &str, found: Option<&'s Arc<Service>>| Some((found.filter(entry)?, Some(Arc::from(bare))));
+    let behind =
+        |bare: &str, found: Option<&'s Arc<Service>>| Some(Found::Service(found.filter(entry)?, Some(Arc::from(bare))));
     bare.and_then(|bare| behind(bare, exactly(bare)))
-        .or_else(|| Some((wildcard(snapshot, name, namespace)?, None)))
+        .or_else(|| Some(Found::Service(wildcard(snapshot, name, namespace)?, None)))
         .or_else(|| bare.and_then(|bare| behind(bare, wildcard(snapshot, bare, namespace))))
 }
 
@@ -110,6 +132,24 @@ fn prefer<'s>(snapshot: &'s Snapshot, host: &str, namespace: &str) -> Option<&'s
     claims().find(|service| *service.key.namespace == *namespace).or_else(|| claims().next())
 }
 
+/// The ready pod that a headless service has under this name.
+fn pod_of<'s>(snapshot: &'s Snapshot, service: &Service, hostname: &str) -> Option<&'s Arc<Workload>> {
+    if !service.canonical || !service.vips.is_empty() {
+        return None;
+    }
+    let is_it = |workload: &Workload| {
+        let name = workload.pod_name.as_ref();
+        name.is_some_and(|name| *name.hostname == *hostname && name.subdomain == service.name)
+    };
+    let mut pods = ready(snapshot, service).map(|endpoint| &endpoint.workload);
+    pods.find(|pod| pod.namespace == service.key.namespace && is_it(pod))
+}
+
+fn ready<'s>(snapshot: &'s Snapshot, service: &Service) -> impl Iterator<Item = &'s Endpoint> {
+    let allow_unhealthy = service.load_balancing.allow_unhealthy;
+    snapshot.endpoints(&service.key).filter(move |endpoint| endpoint.ready || allow_unhealthy)
+}
+
 /// Every address of a service; `None` where only another server can tell.
 fn addresses(snapshot: &Snapshot, service: &Service) -> Option<Vec<IpAddr>> {
     if !service.vips.is_empty() {
@@ -120,10 +160,8 @@ fn addresses(snapshot: &Snapshot, service: &Service) -> Option<Vec<IpAddr>> {
     if service.resolution != Resolution::Endpoints {
         return None;
     }
-    let usable = |ready: bool| ready || service.load_balancing.allow_unhealthy;
-    let endpoints = snapshot.endpoints(&service.key).filter(|endpoint| usable(endpoint.ready));
     let mut addresses: Vec<IpAddr> =
-        endpoints.flat_map(|endpoint| endpoint.workload.addresses.iter().copied()).collect();
+        ready(snapshot, service).flat_map(|endpoint| endpoint.workload.addresses.iter().copied()).collect();
     addresses.sort_unstable();
     addresses.dedup();
     // Whether there is such a name at all is the cluster's DNS to say.

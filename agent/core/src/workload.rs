@@ -192,6 +192,17 @@ pub struct Template {
     pub capacity: u32,
     /// The destinations that its connections are not captured to, from its annotations.
     pub outbound_rules: Option<Arc<Rules>>,
+    /// The name of its own that a pod asks for below a headless Service, as those of a StatefulSet do.
+    pub pod_name: Option<Arc<PodName>>,
+}
+
+/// A pod's name in DNS: `HOSTNAME.SUBDOMAIN.NAMESPACE.svc`, where a headless Service of the subdomain's name selects it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PodName {
+    /// `spec.hostname`.
+    pub hostname: Arc<str>,
+    /// `spec.subdomain`.
+    pub subdomain: Arc<str>,
 }
 
 impl Deref for Workload {

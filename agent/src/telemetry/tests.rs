@@ -59,6 +59,7 @@ fn workload(name: &str, owner: &str, revision: &str) -> Arc<Workload> {
             network: "".into(),
             capacity: 1,
             outbound_rules: None,
+            pod_name: None,
         }),
     })
 }

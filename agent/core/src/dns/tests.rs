@@ -18,13 +18,13 @@ status: {podIPs: [{ip: 10.0.0.2}]}
 apiVersion: v1
 kind: Pod
 metadata: {name: web-0, namespace: shop, labels: {app: web}}
-spec: {nodeName: n1}
+spec: {nodeName: n1, hostname: web-0, subdomain: web}
 status: {podIPs: [{ip: 10.0.0.3}, {ip: 'fd00::3'}]}
 ---
 apiVersion: v1
 kind: Pod
 metadata: {name: web-1, namespace: shop, labels: {app: web}}
-spec: {nodeName: n1}
+spec: {nodeName: n1, hostname: Web-1, subdomain: raft}
 status: {podIPs: [{ip: 10.0.0.4}], conditions: [{type: Ready, status: 'False'}]}
 ---
 apiVersion: v1
@@ -145,7 +145,12 @@ fn every_name_is_answered_as_it_should() {
         ("a headless service has its ready pods", "web.shop.svc.cluster.local", "10.0.0.3", "fd00::3"),
         ("all of them where it says so", "raft.shop.svc.cluster.local", "10.0.0.3 10.0.0.4", "fd00::3"),
         ("without any, the cluster's DNS tells", "nobody.shop.svc.cluster.local", "forward", "forward"),
-        ("one pod of it, too", "web-0.web.shop.svc.cluster.local", "forward", "forward"),
+        ("a pod of it by its name", "web-0.web.shop.svc.cluster.local", "10.0.0.3", "fd00::3"),
+        ("by name and service, from its namespace", "web-0.web", "10.0.0.3", "fd00::3"),
+        ("a pod below the Service that it names only", "web-0.raft.shop.svc.cluster.local", "forward", "forward"),
+        ("where it need not be ready", "web-1.raft.shop.svc.cluster.local", "10.0.0.4", ""),
+        ("and else is the cluster's to tell", "web-1.web.shop.svc.cluster.local", "forward", "forward"),
+        ("pods that are not there, too", "web-2.web.shop.svc.cluster.local", "forward", "forward"),
         ("a ServiceEntry of another namespace", "api.example.com", "192.0.2.1", ""),
         (
             "behind the first search domain",

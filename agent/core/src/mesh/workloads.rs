@@ -187,6 +187,10 @@ impl Mesh {
                 WorkloadSource::Pod(pod) => pod.outbound_rules.clone(),
                 _ => None,
             },
+            pod_name: match &facts.source {
+                WorkloadSource::Pod(pod) => pod.pod_name.clone(),
+                _ => None,
+            },
         };
         Some(Workload {
             uid: uid.clone(),

@@ -13,7 +13,7 @@ use crate::bypass::Rules;
 use crate::enrolment::PodTraits;
 use crate::service::{Resolution, ServicePort};
 use crate::waypoint::AllowedRoutes;
-use crate::workload::{Created, Health, Labels, Locality, NamespacedName, WorkloadType};
+use crate::workload::{Created, Health, Labels, Locality, NamespacedName, PodName, WorkloadType};
 
 /// A namespace.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -118,6 +118,8 @@ pub(crate) struct PodFacts {
     pub(crate) traits: PodTraits,
     /// `spec.runtimeClassName`.
     pub(crate) runtime_class: Option<Arc<str>>,
+    /// `spec.hostname` and `spec.subdomain`.
+    pub(crate) pod_name: Option<Arc<PodName>>,
 }
 
 /// A service, whatever it was made from; one for each host of a ServiceEntry.

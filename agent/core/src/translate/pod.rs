@@ -12,7 +12,7 @@ use super::facts::{PodFacts, TemplateFacts, WorkloadFacts, WorkloadSource};
 use super::{Findings, Interner, metadata};
 use crate::bypass;
 use crate::enrolment::PodTraits;
-use crate::workload::{Health, Labels, WorkloadType};
+use crate::workload::{Health, Labels, PodName, WorkloadType};
 
 /// A pod as a workload; without an address while it starts on its node. `None` before that, and once it has ended.
 /// `own_node` is the node whose pods are enrolled; `None` for every node.
@@ -58,6 +58,7 @@ pub(crate) fn translate(
             outbound_rules: bypass::of_pod(meta, findings).filter(|_| is_own),
             traits: traits(meta, host_network, findings),
             runtime_class: spec.and_then(|spec| spec.runtime_class_name.as_deref()).map(|name| interner.string(name)),
+            pod_name: pod_name(spec, interner),
         }),
         service_account: text(spec.and_then(|spec| spec.service_account_name.as_ref()), interner),
         hostname: None,
@@ -103,6 +104,13 @@ fn addresses(status: Option<&PodStatus>, findings: &mut Findings<'_>) -> SmallVe
         add("status.podIP".to_owned(), ip);
     }
     addresses
+}
+
+/// Without a subdomain there is no such name; names of DNS are the same in whatever case they are asked for.
+fn pod_name(spec: Option<&PodSpec>, interner: &mut Interner) -> Option<Arc<PodName>> {
+    let label = |text: &Option<String>| text.as_deref().filter(|text| !text.is_empty()).map(str::to_ascii_lowercase);
+    let (hostname, subdomain) = (label(&spec?.hostname)?, label(&spec?.subdomain)?);
+    Some(Arc::new(PodName { hostname: interner.string(&hostname), subdomain: interner.string(&subdomain) }))
 }
 
 /// A pod of a file may leave its conditions out; the kubelet never does for a pod that has an address.

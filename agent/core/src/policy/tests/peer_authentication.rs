@@ -28,6 +28,7 @@ fn workload() -> Workload {
             network: "".into(),
             capacity: 1,
             outbound_rules: None,
+            pod_name: None,
         }),
     }
 }
