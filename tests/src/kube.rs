@@ -48,10 +48,15 @@ use pki::Pki;
 
 /// Where Services get their addresses from.
 pub const SERVICE_RANGE: &str = "10.96.0.0/16";
+/// And from where their IPv6 addresses come, where the cluster has both families.
+pub const SERVICE_RANGE_V6: &str = "fd00:96::/112";
 /// The Service `default/kubernetes`: the API server's certificate names it.
 pub const SERVICE_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 /// The audience of the API server's own tokens, and their issuer.
 pub const AUDIENCE: &str = "https://kubernetes.default.svc";
+
+/// Without which older releases have one family only.
+pub(crate) const DUAL_STACK_GATE: &str = "IPv6DualStack";
 
 /// A cold start on a busy machine of two cores.
 const START: Duration = Duration::from_secs(120);
@@ -96,9 +101,26 @@ impl ControlPlane {
     /// # Errors
     /// As [`ControlPlane::start`].
     pub fn start_with_controllers() -> Result<Self> {
-        let mut started = Self::start()?;
-        started.start_controller_manager()?;
-        Ok(started)
+        Self::start()?.with_controllers()
+    }
+
+    /// The same with both families: pods and Services may have an address of each.
+    ///
+    /// # Errors
+    /// As [`ControlPlane::start`].
+    pub fn start_dual_stack() -> Result<Self> {
+        let ranges = format!("--service-cluster-ip-range={SERVICE_RANGE},{SERVICE_RANGE_V6}");
+        let gate = format!("--feature-gates={DUAL_STACK_GATE}=true");
+        let mut flags = vec![ranges.as_str()];
+        if Programs::find()?.gates_dual_stack() {
+            flags.push(&gate);
+        }
+        Self::start_with(&flags)?.with_controllers()
+    }
+
+    fn with_controllers(mut self) -> Result<Self> {
+        self.start_controller_manager()?;
+        Ok(self)
     }
 
     /// With further flags of the API server.

@@ -78,6 +78,9 @@ pub(crate) fn build(options: &Options) -> Result<Built> {
         }
         image.add(&path, &format!("usr/bin/{program}"))?;
     }
+    if !options.debug_build {
+        image.compress();
+    }
     image.write("etc/passwd", "root:x:0:0:root:/:/sbin/nologin\nculvert:x:1337:1337:culvert:/:/sbin/nologin\n")?;
     image.label("org.opencontainers.image.title", "culvert");
     image.label("org.opencontainers.image.version", env!("CARGO_PKG_VERSION"));

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 pub struct Image {
     directory: PathBuf,
     labels: BTreeMap<String, String>,
+    is_compressed: bool,
 }
 
 impl Image {
@@ -23,7 +24,7 @@ impl Image {
     /// When it cannot be made.
     pub fn create(directory: &Path) -> Result<Self> {
         fs::create_dir_all(directory.join("root")).with_context(|| format!("cannot create {}", directory.display()))?;
-        Ok(Self { directory: directory.to_path_buf(), labels: BTreeMap::new() })
+        Ok(Self { directory: directory.to_path_buf(), labels: BTreeMap::new(), is_compressed: false })
     }
 
     /// A small system: busybox under all its names.
@@ -82,6 +83,11 @@ impl Image {
         self.labels.insert(key.to_owned(), value.to_owned());
     }
 
+    /// Has the layer compressed by gzip: a quarter of the bytes for whoever pulls it, and some seconds to make it.
+    pub fn compress(&mut self) {
+        self.is_compressed = true;
+    }
+
     /// An OCI archive of one layer, for `ctr images import`. The same files give the same bytes.
     ///
     /// # Errors
@@ -91,7 +97,9 @@ impl Image {
         fs::create_dir_all(&blobs)?;
         let layer = self.directory.join("layer");
         run(tar().arg(&layer).arg("--directory").arg(self.directory.join("root")).arg("."))?;
-        let layer = self.blob(&layer, "application/vnd.oci.image.layer.v1.tar")?;
+        // A layer's own digest is that of what is unpacked, whatever it is packed in.
+        let diff = digest(&layer)?;
+        let layer = self.packed(layer)?;
         let config = json!({
             "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
             "os": "linux",
@@ -101,7 +109,7 @@ impl Image {
                 "Env": ["PATH=/bin:/usr/bin:/sbin:/usr/sbin"],
                 "Labels": self.labels,
             },
-            "rootfs": { "type": "layers", "diff_ids": [layer["digest"]] },
+            "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{diff}")] },
         });
         let config = self.json_blob(&config, "application/vnd.oci.image.config.v1+json")?;
         let manifest = json!({
@@ -124,6 +132,15 @@ impl Image {
         self.directory.join("root").join(path)
     }
 
+    fn packed(&self, layer: PathBuf) -> Result<Value> {
+        if !self.is_compressed {
+            return self.blob(&layer, "application/vnd.oci.image.layer.v1.tar");
+        }
+        // Without name and time: the same bytes each time.
+        run(Command::new("gzip").args(["--no-name", "--force"]).arg(&layer))?;
+        self.blob(&layer.with_extension("gz"), "application/vnd.oci.image.layer.v1.tar+gzip")
+    }
+
     fn json_blob(&self, value: &Value, media_type: &str) -> Result<Value> {
         let file = self.directory.join("blob");
         fs::write(&file, value.to_string())?;
@@ -132,12 +149,16 @@ impl Image {
 
     /// Moves a file to where its digest says, and describes it.
     fn blob(&self, file: &Path, media_type: &str) -> Result<Value> {
-        let printed = run(Command::new("sha256sum").arg(file))?;
-        let digest = printed.split_whitespace().next().context("sha256sum printed nothing")?;
+        let digest = digest(file)?;
         let size = fs::metadata(file)?.len();
-        fs::rename(file, self.directory.join("blobs/sha256").join(digest))?;
+        fs::rename(file, self.directory.join("blobs/sha256").join(&digest))?;
         Ok(json!({ "mediaType": media_type, "digest": format!("sha256:{digest}"), "size": size }))
     }
+}
+
+fn digest(file: &Path) -> Result<String> {
+    let printed = run(Command::new("sha256sum").arg(file))?;
+    printed.split_whitespace().next().map(str::to_owned).context("sha256sum printed nothing")
 }
 
 /// What tar writes depends on names and contents alone.
@@ -162,9 +183,18 @@ mod tests {
     /// What containerd looks for, and every digest where it says.
     #[test]
     fn an_archive_is_an_image_layout_and_the_same_each_time() {
+        for is_compressed in [false, true] {
+            check_archive(is_compressed);
+        }
+    }
+
+    fn check_archive(is_compressed: bool) {
         let scope = Scope::new().unwrap();
         let make = |name: &str| {
             let mut image = Image::create(&scope.directory().join(name)).unwrap();
+            if is_compressed {
+                image.compress();
+            }
             image.write("etc/deep/file", "text").unwrap();
             image.label("a", "b");
             image.archive("localhost/x:1", &["/bin/x"]).unwrap()
@@ -190,7 +220,11 @@ mod tests {
         let config = json(&blob(&manifest["config"]));
         assert_eq!(config["config"]["Labels"]["a"], "b");
         let layer = blob(&manifest["layers"][0]);
-        assert_eq!(config["rootfs"]["diff_ids"][0], manifest["layers"][0]["digest"]);
+        let diff = config["rootfs"]["diff_ids"][0].as_str().unwrap().to_owned();
+        let script = if is_compressed { "gzip --decompress --stdout $0 | sha256sum" } else { "sha256sum <$0" };
+        let unpacked = run(Command::new("sh").args(["-ec", script]).arg(&layer)).unwrap();
+        assert_eq!(diff, format!("sha256:{}", unpacked.split_whitespace().next().unwrap()));
+        assert_eq!(manifest["layers"][0]["mediaType"].as_str().unwrap().ends_with("+gzip"), is_compressed);
         let listed = run(Command::new("tar").arg("--list").arg("--verbose").arg("--file").arg(layer)).unwrap();
         assert!(listed.contains("0/0") && listed.contains("etc/deep/file"), "{listed}");
     }

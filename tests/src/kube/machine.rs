@@ -178,7 +178,8 @@ case $UNIFIED in
   ;;
 esac
 mount -t bpf bpf "$root/sys/fs/bpf"
-for directory in /run /tmp /var/lib/containerd /var/lib/kubelet /var/lib/cni /var/log/pods; do
+# A new node's, whatever this machine is or has run.
+for directory in /run /tmp /etc/cni /opt/cni /var/lib/containerd /var/lib/kubelet /var/lib/cni /var/lib/culvert /var/log/pods; do
   mkdir -p "$root$directory"
   mount -t tmpfs node "$root$directory"
 done

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-use super::{ControlPlane, DNS_ADDRESS, Forwarder, Image, Machine, SERVICE_ADDRESS, end_of};
+use super::{ControlPlane, DNS_ADDRESS, DUAL_STACK_GATE, Forwarder, Image, Machine, SERVICE_ADDRESS, end_of};
 use crate::deadline::eventually;
 use crate::process::{Finished, Process};
 use crate::topology::Topology;
@@ -42,7 +42,7 @@ pub struct KubeNode {
 
 impl KubeNode {
     /// Starts the node with this number (from 1) and waits until the API server has it as Ready. Pods get addresses of
-    /// `10.NUMBER.1.0/24`, as in the topology. `parts` is where the packages of a node are unpacked.
+    /// `10.NUMBER.1.0/24` and `fd00:NUMBER::1:0/120`, as in the topology. `parts` is where the packages of a node are unpacked.
     ///
     /// # Errors
     /// When something does not start, with the end of its log.
@@ -301,15 +301,21 @@ fn conflist(number: u8, bridge: &str) -> Value {
             "hairpinMode": true,
             "ipam": {
                 "type": "host-local",
-                "ranges": [[{ "subnet": format!("10.{number}.1.0/24"), "gateway": format!("10.{number}.1.254") }]],
-                "routes": [{ "dst": "0.0.0.0/0" }],
+                "ranges": [
+                    [{ "subnet": format!("10.{number}.1.0/24"), "gateway": format!("10.{number}.1.254") }],
+                    [{ "subnet": format!("fd00:{number:x}::1:0/120"), "gateway": format!("fd00:{number:x}::1:fe") }],
+                ],
+                "routes": [{ "dst": "0.0.0.0/0" }, { "dst": "::/0" }],
             },
         }],
     })
 }
 
 fn kubelet_config(cluster: &ControlPlane) -> Value {
+    // Where the API server has one family only, it keeps the first of a pod's addresses.
+    let gates = if cluster.programs().gates_dual_stack() { json!({ DUAL_STACK_GATE: true }) } else { json!({}) };
     json!({
+        "featureGates": gates,
         "kind": "KubeletConfiguration",
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "readOnlyPort": 0,

@@ -54,6 +54,11 @@ impl Programs {
     pub(super) fn lacks_endpoint_slices(&self) -> bool {
         self.minor < 21
     }
+
+    /// Both families at once are the rule from 1.21 on, and behind a feature gate before.
+    pub(super) fn gates_dual_stack(&self) -> bool {
+        self.minor < 21
+    }
 }
 
 fn built() -> Option<PathBuf> {

@@ -103,7 +103,8 @@ impl Server {
             self.open(service, behind)?;
         }
         if self.mirrors_slices {
-            self.mirror(&endpoints)?;
+            let pods = items(self.api.get("/api/v1/pods")?);
+            self.mirror(&endpoints, &pods)?;
         }
         Ok(())
     }
@@ -162,14 +163,18 @@ impl Server {
         Ok(())
     }
 
-    /// Writes an EndpointSlice for each Endpoints object that is new, and removes those whose Endpoints are gone.
-    fn mirror(&mut self, endpoints: &[Value]) -> Result<()> {
+    /// Writes an EndpointSlice of each family for each Endpoints object that is new, and removes those whose Endpoints
+    /// are gone.
+    fn mirror(&mut self, endpoints: &[Value], pods: &[Value]) -> Result<()> {
         let of = |object: &Value| (text(object, "namespace"), text(object, "name"));
         let gone = |key: &&(String, String)| !endpoints.iter().any(|object| of(object) == **key);
         for key in self.mirrored.keys().filter(gone).cloned().collect::<Vec<_>>() {
             let (namespace, name) = &key;
-            let path = format!("/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices/{name}-mirror");
-            self.api.request("DELETE", &path, None)?;
+            for family in FAMILIES {
+                let name = slice_name(name, family);
+                let path = format!("/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices/{name}");
+                self.api.request("DELETE", &path, None)?;
+            }
             self.mirrored.remove(&key);
         }
         for object in endpoints {
@@ -178,52 +183,74 @@ impl Server {
             if self.mirrored.get(&key) == Some(&version) {
                 continue;
             }
-            let path = format!("/apis/discovery.k8s.io/v1/namespaces/{}/endpointslices", key.0);
-            let mut slice = endpoint_slice(object);
-            let one = format!("{path}/{}", text(&slice, "name"));
-            let before = self.api.request("GET", &one, None)?;
-            let answer = if before.status == 404 {
-                self.api.request("POST", &path, Some(&slice))?
-            } else {
-                slice["metadata"]["resourceVersion"] = before.success()?["metadata"]["resourceVersion"].take();
-                self.api.request("PUT", &one, Some(&slice))?
-            };
-            answer.success()?;
+            for family in FAMILIES {
+                self.put_slice(endpoint_slice(object, pods, family))?;
+            }
             self.mirrored.insert(key, version);
         }
         Ok(())
     }
+
+    fn put_slice(&self, mut slice: Value) -> Result<()> {
+        let path = format!("/apis/discovery.k8s.io/v1/namespaces/{}/endpointslices", text(&slice, "namespace"));
+        let one = format!("{path}/{}", text(&slice, "name"));
+        let before = self.api.request("GET", &one, None)?;
+        let answer = if before.status == 404 {
+            self.api.request("POST", &path, Some(&slice))?
+        } else {
+            slice["metadata"]["resourceVersion"] = before.success()?["metadata"]["resourceVersion"].take();
+            self.api.request("PUT", &one, Some(&slice))?
+        };
+        answer.success().map(drop)
+    }
+}
+
+const FAMILIES: [&str; 2] = ["IPv4", "IPv6"];
+
+fn slice_name(service: &str, family: &str) -> String {
+    format!("{service}-mirror-{}", family.to_lowercase())
 }
 
 /// What the controller of 1.21 and later derives from the same Service: here of one subset, as all tests' Services have.
-fn endpoint_slice(endpoints: &Value) -> Value {
+fn endpoint_slice(endpoints: &Value, pods: &[Value], family: &str) -> Value {
     let subset = &endpoints["subsets"][0];
     let endpoint = |ready: bool| {
         move |one: &Value| {
-            let mut endpoint = json!({ "addresses": [one["ip"]], "conditions": { "ready": ready } });
+            let address = address_of(one, pods, family)?;
+            let mut endpoint = json!({ "addresses": [address], "conditions": { "ready": ready } });
             for field in ["targetRef", "nodeName"] {
                 if !one[field].is_null() {
                     endpoint[field] = one[field].clone();
                 }
             }
-            endpoint
+            Some(endpoint)
         }
     };
-    let ready = list(&subset["addresses"]).map(endpoint(true));
-    let unready = list(&subset["notReadyAddresses"]).map(endpoint(false));
+    let ready = list(&subset["addresses"]).filter_map(endpoint(true));
+    let unready = list(&subset["notReadyAddresses"]).filter_map(endpoint(false));
     let name = text(endpoints, "name");
     json!({
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
         "metadata": {
-            "name": format!("{name}-mirror"),
+            "name": slice_name(&name, family),
             "namespace": text(endpoints, "namespace"),
             "labels": { "kubernetes.io/service-name": name },
         },
-        "addressType": "IPv4",
+        "addressType": family,
         "endpoints": ready.chain(unready).collect::<Vec<_>>(),
         "ports": subset["ports"].as_array().cloned().unwrap_or_default(),
     })
+}
+
+/// The address of an endpoint in this family: Endpoints have the first one only, and the pod behind it has both.
+fn address_of(endpoint: &Value, pods: &[Value], family: &str) -> Option<String> {
+    let target = &endpoint["targetRef"];
+    let is_it = |pod: &&Value| target["kind"] == "Pod" && pod["metadata"]["uid"] == target["uid"];
+    let of_pod = pods.iter().find(is_it).into_iter().flat_map(|pod| list(&pod["status"]["podIPs"]));
+    let mut addresses = of_pod.map(|one| &one["ip"]).chain([&endpoint["ip"]]).filter_map(Value::as_str);
+    let is_of_family = |address: &&str| address.contains(':') == (family == "IPv6");
+    addresses.find(is_of_family).map(str::to_owned)
 }
 
 fn cluster_address(service: &Value) -> Option<IpAddr> {

@@ -16,7 +16,10 @@ const HBONE: u16 = 15008;
 
 pub(super) const ALL: &[(&str, Fact)] = &[
     ("labelled: running pods are in the mesh without a restart, and the wire holds no byte of payload", labelled),
-    ("two pods of one node are encrypted to each other; the outside is reached, and reaches, in plaintext", same_node),
+    (
+        "two pods of one node are encrypted to each other, in both families; the outside is reached, and reaches, in plaintext",
+        same_node,
+    ),
     ("a new pod is in the mesh before its containers start: its first packet is encrypted", new_pod),
     ("a static pod, known to the API server under another UID, is in the mesh as well", static_pod),
     ("a DENY policy is enforced, and lifted", policy),
@@ -33,6 +36,9 @@ pub(super) fn in_clear_before(world: &World) -> Result<()> {
     world.await_call(SHOP, "client", world.service, true)?;
     must(world.call(SHOP, "client", world.address(SHOP, "neighbour")?)?, "a call to a pod of the same node")?;
     must(wire.finish()?.holds(SECRET.as_bytes()), "the wire between the nodes shows what is not encrypted")?;
+    let wire = world.capture_wire()?;
+    must(world.call(SHOP, "client", world.addresses(SHOP, "web")?[1])?, "a call over IPv6")?;
+    must(wire.finish()?.holds(SECRET.as_bytes()), "the wire shows what is not encrypted over IPv6")?;
     must(bridge.finish()?.holds(SECRET.as_bytes()), "the bridge of the pods shows what is not encrypted")
 }
 
@@ -47,16 +53,24 @@ pub(super) fn labelled(world: &mut World) -> Result<()> {
     must(world.call(SHOP, "client", world.service)?, "a call to the Service from pod to pod in the mesh")?;
     must(world.call(SHOP, "client", world.address(SHOP, "web")?)?, "a call to the pod itself")?;
     encrypted(wire)?;
+    let wire = world.capture_wire()?;
+    must(world.call(SHOP, "client", world.both[1])?, "a call to the Service over IPv6")?;
+    must(world.call(SHOP, "client", world.addresses(SHOP, "web")?[1])?, "a call to the pod itself over IPv6")?;
+    encrypted(wire)?;
     must(before == containers(), "no container was started again")
 }
 
 fn same_node(world: &mut World) -> Result<()> {
-    let bridge = world.capture_bridge()?;
-    must(world.call(SHOP, "client", world.address(SHOP, "neighbour")?)?, "a call to a pod of the same node")?;
-    encrypted(bridge)?;
-    // PERMISSIVE, as Istio's default is.
-    must(world.call(OUTSIDE, "legacy", world.address(SHOP, "web")?)?, "a call into the mesh from outside")?;
-    must(world.call(SHOP, "client", world.address(OUTSIDE, "legacy")?)?, "a call from the mesh to the outside")
+    for family in [0, 1] {
+        let address = |namespace, name| -> Result<_> { Ok(world.addresses(namespace, name)?[family]) };
+        let bridge = world.capture_bridge()?;
+        must(world.call(SHOP, "client", address(SHOP, "neighbour")?)?, "a call to a pod of the same node")?;
+        encrypted(bridge)?;
+        // PERMISSIVE, as Istio's default is.
+        must(world.call(OUTSIDE, "legacy", address(SHOP, "web")?)?, "a call into the mesh from outside")?;
+        must(world.call(SHOP, "client", address(OUTSIDE, "legacy")?)?, "a call from the mesh to the outside")?;
+    }
+    Ok(())
 }
 
 fn new_pod(world: &mut World) -> Result<()> {
@@ -134,9 +148,11 @@ pub(super) fn unlabelled(world: &World) -> Result<()> {
     for name in ["client", "neighbour", "web"] {
         await_redirection(world, SHOP, name, false)?;
     }
-    let wire = world.capture_wire()?;
-    must(world.call(SHOP, "client", world.address(SHOP, "web")?)?, "a call between pods that have left the mesh")?;
-    must(wire.finish()?.holds(SECRET.as_bytes()), "a pod that has left the mesh is not encrypted")?;
+    for web in world.addresses(SHOP, "web")? {
+        let wire = world.capture_wire()?;
+        must(world.call(SHOP, "client", web)?, "a call between pods that have left the mesh")?;
+        must(wire.finish()?.holds(SECRET.as_bytes()), "a pod that has left the mesh is not encrypted")?;
+    }
     must(before == container(&world.cluster, SHOP, "client")?, "the pod was started again")
 }
 

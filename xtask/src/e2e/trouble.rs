@@ -102,8 +102,12 @@ pub(super) fn node_without_agent(world: &mut World) -> Result<()> {
     world.cluster.kubectl(&delete)?;
     world.await_call(SHOP, "client", world.service, false)?;
     let wire = world.capture_wire()?;
-    must(!world.call(SHOP, "client", world.address(SHOP, "web")?)?, "a pod without an agent reaches nobody")?;
-    must(!world.call(OUTSIDE, "legacy", world.address(SHOP, "client")?)?, "nobody reaches a pod without an agent")?;
+    for web in world.addresses(SHOP, "web")? {
+        must(!world.call(SHOP, "client", web)?, "a pod without an agent reaches nobody")?;
+    }
+    for client in world.addresses(SHOP, "client")? {
+        must(!world.call(OUTSIDE, "legacy", client)?, "nobody reaches a pod without an agent")?;
+    }
     ensure!(!wire.finish()?.holds(SECRET.as_bytes()), "with no agent, something crossed the wire in clear");
 
     world.cluster.apply(&pod(SHOP, "waiting", "n1"))?;

@@ -1,6 +1,6 @@
 //! The cluster, its nodes, and the pods that are to be taken into the mesh.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -27,8 +27,10 @@ pub(super) struct World {
     pub(super) nodes: Vec<KubeNode>,
     pub(super) topology: Topology,
     pub(super) cluster: ControlPlane,
-    /// The address of the Service `shop/web`.
+    /// The first address of the Service `shop/web`.
     pub(super) service: SocketAddr,
+    /// Its addresses of both families.
+    pub(super) both: [SocketAddr; 2],
     /// What is installed.
     pub(super) built: Built,
 }
@@ -37,7 +39,7 @@ impl World {
     /// Nodes with pods that serve, and pods to call from: `shop/client` and `shop/neighbour` on n1, `shop/web` on n2,
     /// `outside/legacy` on n1.
     pub(super) fn start(built: Built) -> Result<Self> {
-        let mut cluster = ControlPlane::start_with_controllers()?;
+        let mut cluster = ControlPlane::start_dual_stack()?;
         cluster.start_scheduler()?;
         let topology = Topology::new(2)?;
         let parts = setup::node_packages();
@@ -52,9 +54,8 @@ impl World {
         cluster.apply(&documents.join("---\n"))?;
         cluster.apply(&service("web"))?;
         let found = cluster.get(&format!("/api/v1/namespaces/{SHOP}/services/web"))?.success()?;
-        let address = found["spec"]["clusterIP"].as_str().context("a Service without an address")?.parse()?;
-        let service = SocketAddr::new(address, PORT);
-        let world = Self { services: Some(services), nodes, topology, cluster, service, built };
+        let both = both_families(list(&found["spec"]["clusterIPs"])).context("the Service has not both families")?;
+        let world = Self { services: Some(services), nodes, topology, cluster, service: both[0], both, built };
         for (namespace, name, _) in pods {
             world.await_running(namespace, name)?;
         }
@@ -76,6 +77,13 @@ impl World {
         let pod = self.pod(namespace, name)?;
         let address = pod["status"]["podIP"].as_str().context("a pod without an address")?.parse()?;
         Ok(SocketAddr::new(address, PORT))
+    }
+
+    /// The same for both families, IPv4 first.
+    pub(super) fn addresses(&self, namespace: &str, name: &str) -> Result<[SocketAddr; 2]> {
+        let pod = self.pod(namespace, name)?;
+        let addresses = both_families(list(&pod["status"]["podIPs"]).map(|one| &one["ip"]));
+        addresses.with_context(|| format!("{namespace}/{name} has not both families: {}", pod["status"]["podIPs"]))
     }
 
     /// Waits until a pod is Running and Ready.
@@ -212,6 +220,18 @@ pub(super) fn fetch(to: SocketAddr) -> String {
     format!(r"printf 'GET / HTTP/1.0\r\n\r\n' | nc -w 5 {} {}", to.ip(), to.port())
 }
 
+/// Where something serves that has an address of each family, IPv4 first.
+fn both_families<'a>(addresses: impl Iterator<Item = &'a Value>) -> Option<[SocketAddr; 2]> {
+    let mut addresses: Vec<IpAddr> = addresses.filter_map(|one| one.as_str()?.parse().ok()).collect();
+    addresses.sort();
+    let &[v4 @ IpAddr::V4(_), v6 @ IpAddr::V6(_)] = addresses.as_slice() else { return None };
+    Some([v4, v6].map(|address| SocketAddr::new(address, PORT)))
+}
+
+fn list(value: &Value) -> impl Iterator<Item = &Value> {
+    value.as_array().into_iter().flatten()
+}
+
 fn service(name: &str) -> String {
     format!(
         "\
@@ -219,6 +239,7 @@ apiVersion: v1
 kind: Service
 metadata: {{name: {name}, namespace: {SHOP}}}
 spec:
+  ipFamilyPolicy: RequireDualStack
   selector: {{app: {name}}}
   ports: [{{name: http, port: {PORT}, targetPort: {PORT}}}]
 "
