@@ -143,7 +143,8 @@ impl Stream {
     }
 }
 
-/// Connections that are open, and ask only when they are told to.
+/// Connections that are open and in the middle of a request, which they end only when they are told to: with a header
+/// now and then, since the server waits for none longer than a minute.
 struct Open;
 
 impl Open {
@@ -153,9 +154,9 @@ impl Open {
         let to = [web, world.address(SHOP, "client")?];
         for ((namespace, name), to) in Self::CALLERS.into_iter().zip(to) {
             let script = format!(
-                "rm -f /tmp/ask /tmp/open; (( while [ ! -e /tmp/ask ]; do usleep 50000; done; \
-                 printf 'GET / HTTP/1.0\\r\\n\\r\\n') | nc -w 60 {} {PORT} >/tmp/open 2>&1; echo done >>/tmp/open) \
-                 >/dev/null 2>&1 </dev/null &",
+                "rm -f /tmp/ask /tmp/open; ((printf 'GET / HTTP/1.0\\r\\n'; \
+                 while [ ! -e /tmp/ask ]; do printf 'X: y\\r\\n'; usleep 500000; done; printf '\\r\\n') \
+                 | nc -w 300 {} {PORT} >/tmp/open 2>&1; echo done >>/tmp/open) >/dev/null 2>&1 </dev/null &",
                 to.ip()
             );
             world.shell(namespace, name, &script)?.context("no shell")?;
