@@ -1,0 +1,249 @@
+//! The pool of tunnels that a pod has.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use culvert_core::hbone::h2::Request;
+use culvert_core::identity::Identity;
+
+use super::Key;
+use super::dial::{Dialled, Dialler, Origin};
+use crate::hbone::local::{self, Connecting};
+use crate::hbone::tunnel::{Detached, Handle, Open, Redial, Role, Tunnel};
+use crate::hbone::vetted::Vetted;
+use crate::identity::CertificateStore;
+use crate::proxy::live::Flow;
+use crate::telemetry::{Outcome, ResponseFlags};
+use crate::workers::Workers;
+
+/// Streams a tunnel is given before another is opened, whatever the peer allows (as ztunnel does).
+const MAX_STREAMS: usize = 100;
+/// Streams from which on another worker's tunnel is worth its handshake.
+const SPREAD_AT: usize = 16;
+/// Connections that may wait for one tunnel to come up.
+const MAX_WAITING: usize = 4096;
+/// How often a connection is sent through another tunnel because one closed under it.
+const MAX_ATTEMPTS: u8 = 3;
+
+/// The tunnels of one pod.
+#[derive(Clone)]
+pub struct Pool(Arc<Inner>);
+
+struct Inner {
+    dialler: Dialler,
+    workers: Workers,
+    home: usize,
+    entries: Mutex<HashMap<Key, Entry>>,
+    /// Nothing begins any more.
+    draining: AtomicBool,
+}
+
+#[derive(Default)]
+struct Entry {
+    tunnels: Vec<(usize, Vetted)>,
+    /// A tunnel is being dialled; these wait for it.
+    #[allow(clippy::vec_box, reason = "they come boxed and go boxed")]
+    dialling: Option<Vec<Box<Open>>>,
+}
+
+impl Pool {
+    /// A pool of tunnels from `origin`, which speaks as `identity`. Its first tunnel to anywhere is served by worker
+    /// `home`.
+    pub fn new(
+        origin: impl Into<Origin>,
+        certificates: &CertificateStore,
+        identity: &Identity,
+        workers: Workers,
+        home: usize,
+    ) -> Self {
+        Self(Arc::new(Inner {
+            dialler: Dialler {
+                origin: origin.into(),
+                certificate: certificates.handle(identity),
+                trust: certificates.trust(),
+                clock: certificates.clock().clone(),
+            },
+            workers,
+            home,
+            entries: Mutex::default(),
+            draining: AtomicBool::new(false),
+        }))
+    }
+
+    /// Opens a stream to `key` that is read and written in this process. The CONNECT is on its way when this returns,
+    /// through the same tunnels and by the same rules as the connections of sockets; it counts as no connection of its
+    /// own. Resolves when the peer has answered; to drop the future is to give the stream up.
+    pub fn connect(&self, key: Key, request: Request) -> Connecting {
+        let (connecting, end) = local::connect();
+        self.open(key, Box::new(Open { app: Detached::Local(end), request, flow: Flow::unlisted(), attempts: 0 }));
+        connecting
+    }
+
+    /// Carries `open` through a tunnel to `key`, dialling one if need be. However many ask at once, one is dialled.
+    pub fn open(&self, key: Key, mut open: Box<Open>) {
+        if open.attempts > MAX_ATTEMPTS {
+            open.refuse(Outcome::failed(
+                ResponseFlags::ConnectFailure,
+                "every tunnel to the destination closed under it",
+            ));
+            return;
+        }
+        let mut entries = self.0.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.0.draining.load(Ordering::Relaxed) {
+            drop(entries);
+            open.refuse(Outcome::error("the pod is leaving the mesh"));
+            return;
+        }
+        let entry = entries.entry(key.clone()).or_default();
+        // Those that take nothing new stay as long as they carry something, or no revocation would find them.
+        entry.tunnels.retain(|(_, vetted)| !vetted.tunnel.is_gone());
+        let usable = entry.usable();
+        let with_room = entry.tunnels.iter().map(|(_, vetted)| &vetted.tunnel).filter(|tunnel| tunnel.has_room());
+        let best = with_room.min_by_key(|tunnel| tunnel.streams());
+        let spread = best.is_some_and(|tunnel| tunnel.streams() >= SPREAD_AT) && usable < self.0.workers.count();
+        if spread && entry.dialling.is_none() {
+            entry.dialling = Some(Vec::new());
+            self.dial(&key, usable);
+        }
+        if let Some(tunnel) = best {
+            match tunnel.open(open) {
+                Ok(()) => return,
+                Err(back) => open = back,
+            }
+        }
+        let first = usable;
+        let entry_dialling = entry.dialling.is_some();
+        let waiting = entry.dialling.get_or_insert_default();
+        if waiting.len() >= MAX_WAITING {
+            waiting.retain(|open| !open.app.is_abandoned());
+        }
+        if waiting.len() >= MAX_WAITING {
+            drop(entries);
+            open.refuse(Outcome::failed(ResponseFlags::ConnectFailure, "too many connections wait for the tunnel"));
+            return;
+        }
+        waiting.push(open);
+        drop(entries);
+        if !entry_dialling {
+            self.dial(&key, first);
+        }
+    }
+
+    /// Has every tunnel finish what it carries and close; no other is opened.
+    pub fn drain(&self) {
+        let mut entries = self.0.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        self.0.draining.store(true, Ordering::Relaxed);
+        for entry in entries.values_mut() {
+            entry.handles().for_each(Handle::drain);
+            for open in entry.dialling.take().into_iter().flatten() {
+                open.refuse(Outcome::error("the pod is leaving the mesh"));
+            }
+        }
+        entries.retain(|_, entry| !entry.tunnels.is_empty());
+    }
+
+    /// The tunnels there are, those that drain among them, to be vetted. A copy: to verify chains takes its time.
+    pub fn tunnels(&self) -> Vec<Vetted> {
+        let entries = self.0.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.values().flat_map(|entry| &entry.tunnels).map(|(_, vetted)| vetted.clone()).collect()
+    }
+
+    /// Tunnels in use.
+    pub fn len(&self) -> usize {
+        self.0.entries.lock().unwrap_or_else(PoisonError::into_inner).values().map(Entry::usable).sum()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn dial(&self, key: &Key, index: usize) {
+        let (pool, key) = (self.clone(), key.clone());
+        let worker = self.0.home + index;
+        self.0.workers.get(worker).spawn(async move {
+            let dialled = pool.0.dialler.dial(&key).await;
+            let role = Role::Client(Arc::new(Again { pool: Arc::downgrade(&pool.0), key: key.clone() }));
+            let (tunnel, vetted, failure) = match dialled {
+                Ok(Dialled { established, evidence, seen }) => {
+                    let (tunnel, handle) = Tunnel::new(established, role, MAX_STREAMS);
+                    (Some(tunnel), Some((Vetted::new(handle, evidence), seen)), None)
+                }
+                Err(error) => (None, None, Some(error)),
+            };
+            let waiting = {
+                let mut entries = pool.0.entries.lock().unwrap_or_else(PoisonError::into_inner);
+                // Gone if the pod drained meanwhile: then nobody waits, and the tunnel closes when its handle does.
+                let Some(entry) = entries.get_mut(&key) else { return };
+                if let Some((vetted, seen)) = vetted {
+                    entry.tunnels.push((worker, vetted.clone()));
+                    // A change between the handshake and the listing has not found the tunnel on the list.
+                    vetted.vet_if_changed(&seen, &pool.0.dialler.trust.now());
+                    if pool.0.draining.load(Ordering::Relaxed) {
+                        vetted.tunnel.drain();
+                    }
+                }
+                let waiting = entry.dialling.take().unwrap_or_default();
+                if entry.tunnels.is_empty() {
+                    entries.remove(&key);
+                }
+                waiting
+            };
+            if let Some(error) = failure {
+                let why = error.to_string();
+                for open in waiting {
+                    open.refuse(Outcome::failed(error.flags(), why.clone()));
+                }
+                return;
+            }
+            // Through the pool again: there may be more than one tunnel takes.
+            for open in waiting {
+                pool.open(key.clone(), open);
+            }
+            let Some(tunnel) = tunnel else { return };
+            if let Err(error) = tunnel.await {
+                tracing::debug!(peer = %key.peer, %error, "tunnel ended");
+            }
+            pool.0.forget_closed(&key);
+        });
+    }
+}
+
+impl Entry {
+    fn handles(&self) -> impl Iterator<Item = &Handle> {
+        self.tunnels.iter().map(|(_, vetted)| &vetted.tunnel)
+    }
+
+    /// How many tunnels take new streams.
+    fn usable(&self) -> usize {
+        self.handles().filter(|tunnel| !tunnel.is_draining()).count()
+    }
+}
+
+impl Inner {
+    fn forget_closed(&self, key: &Key) {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(entry) = entries.get_mut(key) {
+            entry.tunnels.retain(|(_, vetted)| !vetted.tunnel.is_gone());
+            if entry.tunnels.is_empty() && entry.dialling.is_none() {
+                entries.remove(key);
+            }
+        }
+    }
+}
+
+/// The way back to the pool for connections that a tunnel could not carry.
+struct Again {
+    pool: Weak<Inner>,
+    key: Key,
+}
+
+impl Redial for Again {
+    fn redial(&self, open: Box<Open>) {
+        match self.pool.upgrade() {
+            Some(pool) => Pool(pool).open(self.key.clone(), open),
+            None => open.refuse(Outcome::error("the pod has left the mesh")),
+        }
+    }
+}
