@@ -1,6 +1,7 @@
 //! One tunnel as one task: the TCP socket, the record keys, the HTTP/2 state and the applications' ends it carries.
 
 mod mux;
+mod slots;
 mod stream;
 mod turn;
 mod wire;

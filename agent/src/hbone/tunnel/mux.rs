@@ -3,6 +3,8 @@
 mod delivery;
 mod opening;
 mod serving;
+#[cfg(test)]
+mod tests;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,6 +14,7 @@ use culvert_core::hbone::h2::{Connection, ErrorCode, Event, OpenError, StreamId}
 use slab::Slab;
 use smallvec::SmallVec;
 
+use super::slots::SlotSet;
 use super::stream::{Phase, Stream};
 use super::{Open, Role, Shared, TunnelError};
 use crate::hbone::app::App;
@@ -40,9 +43,9 @@ pub(super) struct Mux {
     pub(super) ready: Arc<ReadyList>,
     serving: Vec<usize>,
     /// Streams that wait for the peer to read before their application is read on.
-    deferred: Vec<usize>,
+    deferred: SlotSet,
     /// Streams that found a send window shut.
-    starved: Vec<usize>,
+    starved: SlotSet,
     /// Bytes of DATA that applications have not taken, over all streams.
     buffered: usize,
     /// Bytes whose return to the connection's window waits for `buffered` to shrink.
@@ -62,8 +65,8 @@ impl Mux {
             slots: Vec::new(),
             ready: Arc::default(),
             serving: Vec::new(),
-            deferred: Vec::new(),
-            starved: Vec::new(),
+            deferred: SlotSet::default(),
+            starved: SlotSet::default(),
             buffered: 0,
             withheld: 0,
             pressed: false,

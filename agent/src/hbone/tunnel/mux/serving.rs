@@ -35,11 +35,11 @@ impl Mux {
     /// The socket takes bytes again: those who waited for it go on, ahead of those whose bytes they waited for. So
     /// streams take turns, and one that has much to send holds up the others by one buffer, not by its window.
     pub(in crate::hbone::tunnel) fn resume(&mut self) {
-        self.serving.append(&mut self.deferred);
+        self.serving.append(&mut self.deferred.take());
     }
 
     pub(super) fn queue_starved(&mut self) {
-        for slot in std::mem::take(&mut self.starved) {
+        for slot in self.starved.take() {
             if let Some(stream) = self.streams.get(slot) {
                 stream.wake.queue();
             }
@@ -75,7 +75,7 @@ impl Mux {
         stream.shut_when_drained();
         if stream.reading {
             match out {
-                None => self.deferred.push(slot),
+                None => self.deferred.insert(slot),
                 Some(out) => self.read_app(slot, out)?,
             }
         }
@@ -99,7 +99,7 @@ impl Mux {
         let writable = self.h2.writable(stream.id);
         if writable == 0 {
             if self.h2.is_sendable(stream.id) {
-                self.starved.push(slot);
+                self.starved.insert(slot);
             } else {
                 stream.stop_reading();
             }
@@ -107,7 +107,7 @@ impl Mux {
         }
         if !self.h2.pending_output().is_empty() {
             // No room even for the control frames: after the next write.
-            self.deferred.push(slot);
+            self.deferred.insert(slot);
             return Ok(());
         }
         let (h2, id) = (&mut self.h2, stream.id);
@@ -131,7 +131,7 @@ impl Mux {
                 stream.segments = stream.app.first_segments();
                 stream.await_readable();
             }
-            Ok(Read::Full) => self.deferred.push(slot),
+            Ok(Read::Full) => self.deferred.insert(slot),
             Ok(Read::Eof) => {
                 stream.reading = false;
                 if let Some(header) = self.h2.data_header(id, 0, true) {
