@@ -149,14 +149,10 @@ impl Pool {
         entries.values().flat_map(|entry| &entry.tunnels).map(|(_, vetted)| vetted.clone()).collect()
     }
 
-    /// Tunnels in use.
-    pub fn len(&self) -> usize {
+    /// How many tunnels take new streams.
+    #[cfg(test)]
+    pub(in crate::hbone) fn usable(&self) -> usize {
         self.0.entries.lock().unwrap_or_else(PoisonError::into_inner).values().map(Entry::usable).sum()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     fn dial(&self, key: &Key, index: usize) {

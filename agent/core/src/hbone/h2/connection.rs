@@ -25,7 +25,6 @@ pub(super) enum Role {
 /// What the peer announced, or the protocol's defaults.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PeerSettings {
-    pub(super) received: bool,
     pub(super) max_concurrent_streams: u32,
     pub(super) initial_window_size: u32,
     pub(super) max_frame_size: u32,
@@ -269,19 +268,9 @@ impl Connection {
         self.peer.max_concurrent_streams
     }
 
-    /// Whether the peer's SETTINGS have come.
-    pub fn has_peer_settings(&self) -> bool {
-        self.peer.received
-    }
-
     /// Whether either end has said GOAWAY, or the connection failed: no new streams.
     pub fn is_draining(&self) -> bool {
         self.shutting_down || self.peer_last_stream.is_some()
-    }
-
-    /// The settings of this end.
-    pub fn settings(&self) -> &Settings {
-        &self.settings
     }
 
     /// Bytes of memory the connection takes, the struct itself included.
@@ -301,7 +290,6 @@ impl Connection {
             role,
             settings,
             peer: PeerSettings {
-                received: false,
                 max_concurrent_streams: u32::MAX,
                 initial_window_size: DEFAULT_WINDOW,
                 max_frame_size: 16_384,

@@ -43,7 +43,6 @@ impl Connection {
             let (id, value) = entry.split_at(2);
             self.apply_setting(number(id) as u16, number(value))?;
         }
-        self.peer.received = true;
         self.check_unwritten()?;
         frame::put_settings_ack(&mut self.output);
         Ok(Some(Event::PeerSettings))

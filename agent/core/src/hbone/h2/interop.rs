@@ -24,6 +24,8 @@ struct Driver {
     requests: Vec<(StreamId, Request)>,
     go_away: Option<(u32, ErrorCode)>,
     pongs: usize,
+    /// The peer's SETTINGS have come.
+    settled: bool,
     echo: bool,
     closed: bool,
 }
@@ -52,6 +54,7 @@ impl Driver {
             requests: Vec::new(),
             go_away: None,
             pongs: 0,
+            settled: false,
             echo: false,
             closed: false,
         }
@@ -142,7 +145,8 @@ impl Driver {
                 Event::Reset { stream, code } => self.seen(stream).reset = Some(code),
                 Event::GoAway { last_stream, code } => self.go_away = Some((last_stream, code)),
                 Event::Pong { .. } => self.pongs += 1,
-                Event::PeerSettings | Event::WindowOpen { .. } => {}
+                Event::PeerSettings => self.settled = true,
+                Event::WindowOpen { .. } => {}
             }
         }
     }
@@ -282,7 +286,7 @@ async fn many_streams_share_a_connection_up_to_the_peers_limit() {
     let (ours, theirs) = tokio::io::duplex(64 << 10);
     tokio::spawn(serve(theirs, 100));
     let mut driver = client_of(ours);
-    driver.run_until(|d| d.connection.has_peer_settings()).await;
+    driver.run_until(|d| d.settled).await;
     for round in 0..3 {
         let mut streams = Vec::new();
         while let Ok(stream) = driver.connection.open_stream(&Request::connect(&target())) {
@@ -469,7 +473,7 @@ async fn pings_are_answered_both_ways() {
     });
     let mut driver = client_of(ours);
     driver.connection.ping(*b"culvert!");
-    driver.run_until(|d| d.pongs == 1 && d.connection.has_peer_settings()).await;
+    driver.run_until(|d| d.pongs == 1 && d.settled).await;
     for _ in 0..3 {
         driver.connection.ping(*b"culvert!");
         let pongs = driver.pongs;
