@@ -3,6 +3,7 @@
 mod mux;
 mod slots;
 mod stream;
+mod timing;
 mod turn;
 mod wire;
 
@@ -36,8 +37,11 @@ const PING_EVERY: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a client keeps a tunnel that carries nothing.
 const IDLE_RELEASE: Duration = Duration::from_secs(300);
-/// How long a server waits for the application to accept.
+/// How long a server waits for the application to accept (as ztunnel does).
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a client waits for the answer to its CONNECT: longer than a server may take to dial, so that where the server
+/// gives up it is its answer, which knows more, that reaches the access log.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// An application connection that wants to go through a tunnel.
 pub struct Open {
@@ -212,7 +216,9 @@ pub struct Tunnel {
     shared: Arc<Shared>,
     /// What rustls opened during the handshake, until the first turn.
     early: Option<Vec<u8>>,
+    /// Fires when something is due, see [`timing`].
     timer: Pin<Box<Sleep>>,
+    next_ping: Instant,
     /// When the peer was last heard of.
     heard: Instant,
     /// When the tunnel last carried something.
@@ -244,7 +250,8 @@ impl Tunnel {
             commands,
             shared: shared.clone(),
             early: Some(established.plaintext),
-            timer: Box::pin(tokio::time::sleep(PING_EVERY)),
+            timer: Box::pin(tokio::time::sleep_until(now + PING_EVERY)),
+            next_ping: now + PING_EVERY,
             heard: now,
             busy: now,
             closing: false,

@@ -13,9 +13,10 @@ use std::sync::atomic::Ordering;
 use culvert_core::hbone::h2::{Connection, ErrorCode, Event, OpenError, StreamId};
 use slab::Slab;
 use smallvec::SmallVec;
+use tokio::time::Instant;
 
 use super::slots::SlotSet;
-use super::stream::{Phase, Stream};
+use super::stream::{Asked, Phase, Stream};
 use super::{Open, Role, Shared, TunnelError};
 use crate::hbone::app::App;
 use crate::hbone::wake::ReadyList;
@@ -88,7 +89,10 @@ impl Mux {
         }
         match self.h2.open_stream(&open.request) {
             Ok(id) => match open.app.attach() {
-                Ok(app) => self.insert(id, app, open.flow, Phase::Opening(Box::new((open.request, open.attempts)))),
+                Ok(app) => {
+                    let asked = Asked { since: Instant::now(), request: open.request, attempts: open.attempts };
+                    self.insert(id, app, open.flow, Phase::Opening(Box::new(asked)));
+                }
                 Err(error) => {
                     self.h2.reset(id, ErrorCode::CANCEL);
                     self.shared.streams.fetch_sub(1, Ordering::Relaxed);
@@ -197,8 +201,8 @@ impl Mux {
         let Some(stream) = self.remove(slot) else { return };
         let again = code == ErrorCode::REFUSED_STREAM;
         match (stream.phase, &self.role) {
-            (Phase::Opening(opening), Role::Client(pool)) if again => {
-                let (request, attempts) = *opening;
+            (Phase::Opening(asked), Role::Client(pool)) if again => {
+                let Asked { request, attempts, .. } = *asked;
                 match stream.app.detach() {
                     Ok(app) => {
                         pool.redial(Box::new(Open { app, request, flow: stream.flow, attempts: attempts + 1 }));

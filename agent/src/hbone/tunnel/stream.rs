@@ -7,7 +7,7 @@ use std::task::Waker;
 use culvert_core::hbone::h2::{Request, StreamId};
 use tokio::time::Instant;
 
-use super::ResponseHeaders;
+use super::{ANSWER_TIMEOUT, DIAL_TIMEOUT, ResponseHeaders};
 use crate::hbone::app::{self, App};
 use crate::hbone::wake::{ReadyList, StreamWaker};
 use crate::proxy::live::Flow;
@@ -25,10 +25,29 @@ pub(super) enum Phase {
         /// Headers of the 200 to come, unless the application decides about them.
         headers: ResponseHeaders,
     },
-    /// Client: the peer has not answered yet. Holds what it takes to try elsewhere.
-    Opening(Box<(Request, u8)>),
+    /// Client: the peer has not answered yet.
+    Opening(Box<Asked>),
     /// Bytes flow.
     Open,
+}
+
+/// A CONNECT on its way, and what it takes to try elsewhere.
+pub(super) struct Asked {
+    /// Since when.
+    pub(super) since: Instant,
+    pub(super) request: Request,
+    pub(super) attempts: u8,
+}
+
+impl Phase {
+    /// When bytes have to flow at the latest.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        match self {
+            Self::Dialling { since, .. } => Some(*since + DIAL_TIMEOUT),
+            Self::Opening(asked) => Some(asked.since + ANSWER_TIMEOUT),
+            Self::Open => None,
+        }
+    }
 }
 
 /// One application connection.

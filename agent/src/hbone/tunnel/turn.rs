@@ -8,7 +8,7 @@ use culvert_core::hbone::h2::ErrorCode;
 use tokio::time::Instant;
 
 use super::mux::{Batch, flags_of};
-use super::{Command, IDLE_RELEASE, PING_EVERY, PING_TIMEOUT, Role, Tunnel, TunnelError};
+use super::{Command, Tunnel, TunnelError};
 use crate::hbone::outgoing::Outgoing;
 use crate::hbone::scratch::Scratch;
 
@@ -130,28 +130,6 @@ impl Tunnel {
             self.wire.write(cx, &buffer[..length])?;
         }
         Ok(served || length > 0)
-    }
-
-    /// Asks the peer whether it is alive, and releases what has been idle.
-    fn tick(&mut self, cx: &mut Context<'_>) -> Result<bool, TunnelError> {
-        if self.timer.as_mut().poll(cx).is_pending() {
-            return Ok(false);
-        }
-        let now = Instant::now();
-        self.timer.as_mut().reset(now + PING_EVERY);
-        if now.saturating_duration_since(self.heard) >= PING_TIMEOUT + PING_EVERY {
-            return Err(TunnelError::Silent);
-        }
-        self.mux.expire_dials(now);
-        self.wire.shrink();
-        if !self.mux.is_empty() {
-            self.busy = now;
-        } else if matches!(self.mux.role, Role::Client(_)) && now - self.busy >= IDLE_RELEASE {
-            self.shared.draining.store(true, Ordering::Relaxed);
-            self.mux.h2.go_away(ErrorCode::NO_ERROR);
-        }
-        self.mux.h2.ping(*b"culvert\0");
-        Ok(true)
     }
 
     /// The tunnel cannot go on: tells the peer why as far as the socket takes it, and resets what was carried.

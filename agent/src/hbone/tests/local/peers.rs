@@ -3,6 +3,7 @@
 use h2::Reason;
 
 use super::*;
+use crate::hbone::tests::vanished::time_to_reset;
 
 async fn client(server: &Server, certificate: &Arc<WorkloadCertificate>) -> h2::client::SendRequest<Bytes> {
     let tcp = TcpStream::connect(server.addr).await.unwrap();
@@ -188,5 +189,37 @@ fn the_h2_crates_refusals_and_resets_are_told() {
             (error.kind(), error.to_string().as_str()),
             (ErrorKind::ConnectionReset, "reset by the peer (CONNECT_ERROR)")
         );
+    });
+}
+
+#[test]
+fn a_connect_that_the_peer_never_answers_is_given_up_after_twenty_seconds() {
+    run_within(DAY, async {
+        let certificate = certificate().await;
+        let (asked, mut arrived) = unbounded_channel();
+        let server = serve_h2(&certificate, move |_request, mut respond| {
+            let asked = asked.clone();
+            async move {
+                asked.send(None).unwrap();
+                asked.send(Some(std::future::poll_fn(|cx| respond.poll_reset(cx)).await.unwrap())).unwrap();
+            }
+        })
+        .await;
+        let (tunnel, redialled) = dial(&certificate, server).await;
+        let here = Account::new();
+        let mut app = through(&tunnel, &here, "10.0.0.1:80".parse().unwrap()).await;
+        let stream = ask(&tunnel, Request::connect(&Authority::Ip("10.0.0.1:80".parse().unwrap())));
+        assert_eq!((arrived.recv().await, arrived.recv().await), (Some(None), Some(None)));
+        pause_and_walk();
+        let took = time_to_reset(&mut app).await;
+        assert!((19_900..22_000).contains(&took.as_millis()), "{took:?}");
+        let Some(ConnectError::Failed { flags, why }) = stream.await.err() else { panic!("nobody answered it") };
+        assert_eq!(flags, crate::telemetry::ResponseFlags::ConnectFailure);
+        assert!(why.contains("within 20 s"), "{why}");
+        let cancelled = Some(Some(Reason::CANCEL));
+        assert_eq!((arrived.recv().await, arrived.recv().await), (cancelled, cancelled));
+        // It is the stream that ends, not the tunnel; and nobody else is asked, who would take as long.
+        assert!(here.connections.is_empty() && tunnel.streams() == 0 && tunnel.has_room());
+        assert!(redialled.0.lock().unwrap().is_empty());
     });
 }

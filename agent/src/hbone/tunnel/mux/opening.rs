@@ -95,17 +95,33 @@ impl Mux {
         true
     }
 
-    /// Gives up on applications that do not accept in time.
-    pub(in crate::hbone::tunnel) fn expire_dials(&mut self, now: Instant) {
-        let expired: SmallVec<[usize; 8]> = self
-            .streams
-            .iter()
-            .filter(|(_, s)| matches!(s.phase, Phase::Dialling { since, .. } if now - since > DIAL_TIMEOUT))
-            .map(|(slot, _)| slot)
-            .collect();
-        for slot in expired {
-            self.dial_failed(slot, "the application did not accept within 10 s");
+    /// Gives up on applications that do not accept and peers that do not answer in time. Returns when to look again, if
+    /// any is still waited for.
+    pub(in crate::hbone::tunnel) fn expire(&mut self, now: Instant) -> Option<Instant> {
+        let mut next: Option<Instant> = None;
+        let mut due: SmallVec<[usize; 8]> = SmallVec::new();
+        for (slot, stream) in &self.streams {
+            match stream.phase.deadline() {
+                Some(deadline) if deadline <= now => due.push(slot),
+                Some(deadline) => next = Some(next.map_or(deadline, |next| next.min(deadline))),
+                None => {}
+            }
         }
+        for slot in due {
+            match self.streams[slot].phase {
+                Phase::Dialling { .. } => self.dial_failed(slot, "the application did not accept within 10 s"),
+                Phase::Opening(_) => self.unanswered(slot),
+                Phase::Open => {}
+            }
+        }
+        next
+    }
+
+    fn unanswered(&mut self, slot: usize) {
+        let Some(stream) = self.remove(slot) else { return };
+        self.h2.reset(stream.id, ErrorCode::CANCEL);
+        let why = "the destination's proxy did not answer the CONNECT within 20 s; look at its log, and at its load";
+        stream.abort(Outcome::failed(ResponseFlags::ConnectFailure, why));
     }
 
     fn dial_failed(&mut self, slot: usize, why: &str) {

@@ -1,0 +1,47 @@
+//! What a tunnel does by the clock. One timer serves for everything: it fires at the next PING, or before when something
+//! is due earlier.
+
+use std::sync::atomic::Ordering;
+use std::task::Context;
+
+use culvert_core::hbone::h2::ErrorCode;
+use tokio::time::Instant;
+
+use super::{ANSWER_TIMEOUT, DIAL_TIMEOUT, IDLE_RELEASE, PING_EVERY, PING_TIMEOUT, Role, Tunnel, TunnelError};
+
+/// What begins to wait between two PINGs is due after the second: so the timer need not be set when it begins.
+const _: () = assert!(DIAL_TIMEOUT.as_nanos() >= PING_EVERY.as_nanos());
+const _: () = assert!(ANSWER_TIMEOUT.as_nanos() >= PING_EVERY.as_nanos());
+
+impl Tunnel {
+    /// Does what is due.
+    pub(super) fn tick(&mut self, cx: &mut Context<'_>) -> Result<bool, TunnelError> {
+        if self.timer.as_mut().poll(cx).is_pending() {
+            return Ok(false);
+        }
+        let now = Instant::now();
+        if now >= self.next_ping {
+            self.next_ping = now + PING_EVERY;
+            self.ping(now)?;
+        }
+        let expiry = self.mux.expire(now);
+        self.timer.as_mut().reset(expiry.map_or(self.next_ping, |expiry| expiry.min(self.next_ping)));
+        Ok(true)
+    }
+
+    /// Asks the peer whether it is alive, and releases what has been idle.
+    fn ping(&mut self, now: Instant) -> Result<(), TunnelError> {
+        if now.saturating_duration_since(self.heard) >= PING_TIMEOUT + PING_EVERY {
+            return Err(TunnelError::Silent);
+        }
+        self.wire.shrink();
+        if !self.mux.is_empty() {
+            self.busy = now;
+        } else if matches!(self.mux.role, Role::Client(_)) && now - self.busy >= IDLE_RELEASE {
+            self.shared.draining.store(true, Ordering::Relaxed);
+            self.mux.h2.go_away(ErrorCode::NO_ERROR);
+        }
+        self.mux.h2.ping(*b"culvert\0");
+        Ok(())
+    }
+}
