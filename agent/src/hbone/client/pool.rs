@@ -1,11 +1,11 @@
 //! The pool of tunnels that a pod has.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use culvert_core::hbone::h2::Request;
 use culvert_core::identity::Identity;
+use tokio::sync::watch;
 
 use super::Key;
 use super::dial::{Dialled, Dialler, Origin};
@@ -35,17 +35,20 @@ struct Inner {
     workers: Workers,
     home: usize,
     entries: Mutex<HashMap<Key, Entry>>,
-    /// Nothing begins any more.
-    draining: AtomicBool,
+    /// Nothing begins any more, and what is being dialled is given up.
+    draining: watch::Sender<bool>,
 }
 
 #[derive(Default)]
 struct Entry {
     tunnels: Vec<(usize, Vetted)>,
     /// A tunnel is being dialled; these wait for it.
-    #[allow(clippy::vec_box, reason = "they come boxed and go boxed")]
-    dialling: Option<Vec<Box<Open>>>,
+    dialling: Option<Waiting>,
 }
+
+/// Those that wait for a tunnel.
+#[allow(clippy::vec_box, reason = "they come boxed and go boxed")]
+type Waiting = Vec<Box<Open>>;
 
 impl Pool {
     /// A pool of tunnels from `origin`, which speaks as `identity`. Its first tunnel to anywhere is served by worker
@@ -67,7 +70,7 @@ impl Pool {
             workers,
             home,
             entries: Mutex::default(),
-            draining: AtomicBool::new(false),
+            draining: watch::Sender::new(false),
         }))
     }
 
@@ -90,7 +93,7 @@ impl Pool {
             return;
         }
         let mut entries = self.0.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.0.draining.load(Ordering::Relaxed) {
+        if *self.0.draining.borrow() {
             drop(entries);
             open.refuse(Outcome::error("the pod is leaving the mesh"));
             return;
@@ -133,7 +136,7 @@ impl Pool {
     /// Has every tunnel finish what it carries and close; no other is opened.
     pub fn drain(&self) {
         let mut entries = self.0.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        self.0.draining.store(true, Ordering::Relaxed);
+        self.0.draining.send_replace(true);
         for entry in entries.values_mut() {
             entry.handles().for_each(Handle::drain);
             for open in entry.dialling.take().into_iter().flatten() {
@@ -155,54 +158,48 @@ impl Pool {
         self.0.entries.lock().unwrap_or_else(PoisonError::into_inner).values().map(Entry::usable).sum()
     }
 
+    /// Dials `key` on the worker that is `index` away from home.
     fn dial(&self, key: &Key, index: usize) {
-        let (pool, key) = (self.clone(), key.clone());
-        let worker = self.0.home + index;
+        let (pool, key, worker) = (self.clone(), key.clone(), self.0.home + index);
         self.0.workers.get(worker).spawn(async move {
-            let dialled = pool.0.dialler.dial(&key).await;
-            let role = Role::Client(Arc::new(Again { pool: Arc::downgrade(&pool.0), key: key.clone() }));
-            let (tunnel, vetted, failure) = match dialled {
-                Ok(Dialled { established, evidence, seen }) => {
-                    let (tunnel, handle) = Tunnel::new(established, role, MAX_STREAMS);
-                    (Some(tunnel), Some((Vetted::new(handle, evidence), seen)), None)
-                }
-                Err(error) => (None, None, Some(error)),
+            let mut draining = pool.0.draining.subscribe();
+            let dialled = tokio::select! {
+                biased;
+                // Those that waited have been told.
+                _ = draining.wait_for(|draining| *draining) => None,
+                dialled = pool.0.dialler.dial(&key) => Some(dialled),
             };
-            let waiting = {
-                let mut entries = pool.0.entries.lock().unwrap_or_else(PoisonError::into_inner);
-                // Gone if the pod drained meanwhile: then nobody waits, and the tunnel closes when its handle does.
-                let Some(entry) = entries.get_mut(&key) else { return };
-                if let Some((vetted, seen)) = vetted {
-                    entry.tunnels.push((worker, vetted.clone()));
-                    // A change between the handshake and the listing has not found the tunnel on the list.
-                    vetted.vet_if_changed(&seen, &pool.0.dialler.trust.now());
-                    if pool.0.draining.load(Ordering::Relaxed) {
-                        vetted.tunnel.drain();
+            let Some(dialled) = dialled else { return pool.0.forget_closed(&key) };
+            match dialled {
+                Ok(dialled) => pool.run(&key, worker, dialled).await,
+                Err(error) => {
+                    let why = error.to_string();
+                    for open in pool.0.end_dial(&key) {
+                        open.refuse(Outcome::failed(error.flags(), why.clone()));
                     }
                 }
-                let waiting = entry.dialling.take().unwrap_or_default();
-                if entry.tunnels.is_empty() {
-                    entries.remove(&key);
-                }
-                waiting
-            };
-            if let Some(error) = failure {
-                let why = error.to_string();
-                for open in waiting {
-                    open.refuse(Outcome::failed(error.flags(), why.clone()));
-                }
-                return;
             }
-            // Through the pool again: there may be more than one tunnel takes.
-            for open in waiting {
-                pool.open(key.clone(), open);
-            }
-            let Some(tunnel) = tunnel else { return };
-            if let Err(error) = tunnel.await {
-                tracing::debug!(peer = %key.peer, %error, "tunnel ended");
-            }
-            pool.0.forget_closed(&key);
         });
+    }
+
+    /// Runs a tunnel that has been dialled, until it ends.
+    async fn run(&self, key: &Key, worker: usize, dialled: Dialled) {
+        let Dialled { established, evidence, seen } = dialled;
+        let role = Role::Client(Arc::new(Again { pool: Arc::downgrade(&self.0), key: key.clone() }));
+        let (tunnel, handle) = Tunnel::new(established, role, MAX_STREAMS);
+        let vetted = Vetted::new(handle, evidence);
+        self.0.list(key, worker, vetted.clone());
+        // A change between the handshake and the listing has not found the tunnel on the list.
+        vetted.vet_if_changed(&seen, &self.0.dialler.trust.now());
+        // Through the pool again: there may be more than one tunnel takes.
+        for open in self.0.end_dial(key) {
+            self.open(key.clone(), open);
+        }
+        drop(vetted);
+        if let Err(error) = tunnel.await {
+            tracing::debug!(peer = %key.peer, %error, "tunnel ended");
+        }
+        self.0.forget_closed(key);
     }
 }
 
@@ -218,6 +215,28 @@ impl Entry {
 }
 
 impl Inner {
+    /// Puts a tunnel on the list.
+    fn list(&self, key: &Key, worker: usize, tunnel: Vetted) {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        // A drain since the handshake has not found it there.
+        if *self.draining.borrow() {
+            tunnel.tunnel.drain();
+        }
+        entries.entry(key.clone()).or_default().tunnels.push((worker, tunnel));
+    }
+
+    /// Dialling `key` is over: returns those that waited for it.
+    fn end_dial(&self, key: &Key) -> Waiting {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        // Gone if the pool has drained.
+        let Some(entry) = entries.get_mut(key) else { return Waiting::new() };
+        let waiting = entry.dialling.take().unwrap_or_default();
+        if entry.tunnels.is_empty() {
+            entries.remove(key);
+        }
+        waiting
+    }
+
     fn forget_closed(&self, key: &Key) {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(entry) = entries.get_mut(key) {

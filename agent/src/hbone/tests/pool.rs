@@ -172,6 +172,29 @@ fn a_pool_that_drains_lets_finish_what_is_open_still_subject_to_revocation_and_o
 }
 
 #[test]
+fn a_pool_that_drains_gives_up_what_it_dials_and_does_not_begin_what_it_was_about_to() {
+    run(async {
+        let scene = Scene::new().await;
+        // Takes connections and never says a word.
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let key = Key { peer: listener.local_addr().unwrap(), ..scene.key.clone() };
+        let mut waiting = scene.dial(&key).await;
+        let (mut silent, _) = listener.accept().await.unwrap();
+        let about_to = Key { source: "127.0.0.2".parse().unwrap(), ..key.clone() };
+        let (_app, open) = connection(&scene.here, scene.echo).await;
+        scene.pool.open(about_to, open);
+        scene.pool.drain();
+        assert_eq!(waiting.read(&mut [0; 8]).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+        // Long before the handshake would be given up.
+        let hello = &mut Vec::new();
+        tokio::time::timeout(Duration::from_secs(5), silent.read_to_end(hello)).await.unwrap().unwrap();
+        let another = tokio::time::timeout(Duration::from_millis(200), listener.accept()).await;
+        assert!(another.is_err(), "a drained pool dials");
+        assert!(scene.here.connections.is_empty());
+    });
+}
+
+#[test]
 fn tunnels_are_not_shared_between_source_addresses() {
     run(async {
         let scene = Scene::new().await;
