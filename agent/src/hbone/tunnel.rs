@@ -1,5 +1,6 @@
 //! One tunnel as one task: the TCP socket, the record keys, the HTTP/2 state and the applications' ends it carries.
 
+mod leaving;
 mod mux;
 mod slots;
 mod stream;
@@ -19,6 +20,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Sleep};
 
+use self::leaving::Lingering;
 use self::mux::Mux;
 use self::wire::Wire;
 pub use super::app::Detached;
@@ -223,7 +225,10 @@ pub struct Tunnel {
     heard: Instant,
     /// When the tunnel last carried something.
     busy: Instant,
-    closing: bool,
+    /// When the peer will have heard of the first GOAWAY, once it is said.
+    last_call: Option<Instant>,
+    /// Everything is said: nothing is read or written any more but for the end of the connection.
+    lingering: Option<Lingering>,
     /// No handle is left.
     orphaned: bool,
 }
@@ -254,7 +259,8 @@ impl Tunnel {
             next_ping: now + PING_EVERY,
             heard: now,
             busy: now,
-            closing: false,
+            last_call: None,
+            lingering: None,
             orphaned: false,
         };
         (tunnel, Handle { commands: sender, shared })

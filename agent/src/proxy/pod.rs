@@ -132,16 +132,20 @@ impl PodProxy {
 }
 
 impl Pod {
-    /// Waits until what is open has finished, `deadline` at the most; then ends it.
+    /// Waits until what is open has finished and every peer has heard that, `deadline` at the most; then ends it.
     pub(super) async fn finish(&self, deadline: Duration) {
         let finished = async {
-            while !self.connections.is_empty() {
+            while !self.connections.is_empty() || self.has_tunnels() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
         if tokio::time::timeout(deadline, finished).await.is_err() {
             self.connections.end_all(EndReason::Drained);
         }
+    }
+
+    fn has_tunnels(&self) -> bool {
+        self.served.len() > 0 || !self.pool.is_empty()
     }
 
     /// The tunnels from and to its peers, those that drain among them.

@@ -152,6 +152,11 @@ impl Pool {
         entries.values().flat_map(|entry| &entry.tunnels).map(|(_, vetted)| vetted.clone()).collect()
     }
 
+    /// Whether no tunnel is left, nor one on its way.
+    pub fn is_empty(&self) -> bool {
+        self.0.entries.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     /// How many tunnels take new streams.
     #[cfg(test)]
     pub(in crate::hbone) fn usable(&self) -> usize {

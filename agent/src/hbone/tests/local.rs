@@ -1,5 +1,6 @@
 //! Tunnels whose streams end in this process, at one end or at both.
 
+mod leaving;
 mod peers;
 mod pool;
 mod turns;

@@ -15,6 +15,7 @@ use slab::Slab;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
+use super::leaving::LAST_CALL_PING;
 use super::slots::SlotSet;
 use super::stream::{Asked, Phase, Stream};
 use super::{Open, Role, Shared, TunnelError};
@@ -142,6 +143,8 @@ impl Mux {
                 self.queue_starved();
             }
             Event::GoAway { .. } => self.shared.draining.store(true, Ordering::Relaxed),
+            // The peer has heard that nothing new is taken: what it sent before has come (RFC 9113 §6.8).
+            Event::Pong { payload: LAST_CALL_PING } if self.h2.is_draining() => self.h2.go_away(ErrorCode::NO_ERROR),
             Event::Pong { .. } => {}
         }
     }

@@ -1,10 +1,8 @@
 //! What a tunnel does by the clock. One timer serves for everything: it fires at the next PING, or before when something
 //! is due earlier.
 
-use std::sync::atomic::Ordering;
 use std::task::Context;
 
-use culvert_core::hbone::h2::ErrorCode;
 use tokio::time::Instant;
 
 use super::{ANSWER_TIMEOUT, DIAL_TIMEOUT, IDLE_RELEASE, PING_EVERY, PING_TIMEOUT, Role, Tunnel, TunnelError};
@@ -24,8 +22,9 @@ impl Tunnel {
             self.next_ping = now + PING_EVERY;
             self.ping(now)?;
         }
-        let expiry = self.mux.expire(now);
-        self.timer.as_mut().reset(expiry.map_or(self.next_ping, |expiry| expiry.min(self.next_ping)));
+        let due = [self.mux.expire(now), self.end_last_call(now)];
+        let next = due.into_iter().flatten().fold(self.next_ping, Instant::min);
+        self.timer.as_mut().reset(next);
         Ok(true)
     }
 
@@ -38,8 +37,7 @@ impl Tunnel {
         if !self.mux.is_empty() {
             self.busy = now;
         } else if matches!(self.mux.role, Role::Client(_)) && now - self.busy >= IDLE_RELEASE {
-            self.shared.draining.store(true, Ordering::Relaxed);
-            self.mux.h2.go_away(ErrorCode::NO_ERROR);
+            self.leave();
         }
         self.mux.h2.ping(*b"culvert\0");
         Ok(())

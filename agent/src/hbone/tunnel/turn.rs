@@ -36,23 +36,20 @@ impl Tunnel {
 
     fn turn(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Result<Turn, TunnelError> {
         let commanded = self.take_commands(cx)?;
+        if self.lingering.is_some() {
+            return Ok(match self.linger(cx, &mut scratch.incoming) {
+                Poll::Ready(()) => Turn::Finished,
+                Poll::Pending => Turn::Waiting,
+            });
+        }
         let received = self.receive(cx, &mut scratch.incoming)?;
         let sent = self.send(cx, &mut scratch.outgoing)?;
         let ticked = self.tick(cx)?;
-        if self.mux.is_empty() {
-            if self.wire.ended {
-                return Ok(Turn::Finished);
-            }
-            if self.mux.h2.is_draining() && !self.closing && self.mux.h2.pending_output().is_empty() {
-                self.closing = true;
-                self.wire.close_notify();
-                return Ok(Turn::Progress);
-            }
-            if self.closing && !self.wire.is_blocked() {
-                self.wire.shutdown();
-                return Ok(Turn::Finished);
-            }
-        } else if self.wire.ended {
+        if self.is_over() {
+            self.close();
+            return Ok(Turn::Progress);
+        }
+        if self.wire.ended {
             return Err(TunnelError::Closed);
         }
         Ok(if commanded || received || sent || ticked { Turn::Progress } else { Turn::Waiting })
@@ -66,12 +63,12 @@ impl Tunnel {
             progress = true;
             match command {
                 Some(Command::Open(open)) => self.mux.open(open),
-                Some(Command::Drain) => self.mux.h2.go_away(ErrorCode::NO_ERROR),
+                Some(Command::Drain) => self.leave(),
                 Some(Command::Distrust(why)) => return Err(TunnelError::Distrusted(why)),
                 None => {
                     // Nobody can use it any more.
                     self.orphaned = true;
-                    self.mux.h2.go_away(ErrorCode::NO_ERROR);
+                    self.leave();
                 }
             }
         }

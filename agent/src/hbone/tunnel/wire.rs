@@ -2,7 +2,7 @@
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -32,6 +32,8 @@ pub(super) struct Wire {
     post_handshake: u32,
     /// The peer will send no more.
     pub(super) ended: bool,
+    /// Our direction of the TCP connection is ended.
+    shut: bool,
 }
 
 impl Wire {
@@ -46,6 +48,7 @@ impl Wire {
             handshake: Vec::new(),
             post_handshake: 0,
             ended: false,
+            shut: false,
         }
     }
 
@@ -161,10 +164,25 @@ impl Wire {
         }
     }
 
-    /// Ends our direction of the TCP connection.
-    pub(super) fn shutdown(&self) {
-        // The peer may have closed already.
-        let _ = socket2::SockRef::from(&self.io).shutdown(std::net::Shutdown::Write);
+    /// Ends our direction of the TCP connection once everything is written, and forgets what the peer still sends, at
+    /// most `left` bytes of it. Ready when it has ended its own, has sent too much, or the connection failed.
+    pub(super) fn poll_end(&mut self, cx: &mut Context<'_>, buffer: &mut [u8], left: &mut usize) -> Poll<()> {
+        match self.flush(cx) {
+            Ok(true) => {}
+            Ok(false) => return Poll::Pending,
+            Err(_) => return Poll::Ready(()),
+        }
+        if !std::mem::replace(&mut self.shut, true) {
+            // The peer may have closed already.
+            let _ = socket2::SockRef::from(&self.io).shutdown(std::net::Shutdown::Write);
+        }
+        loop {
+            let mut space = ReadBuf::new(buffer);
+            match ready!(Pin::new(&mut self.io).poll_read(cx, &mut space)) {
+                Ok(()) if (1..=*left).contains(&space.filled().len()) => *left -= space.filled().len(),
+                _ => return Poll::Ready(()),
+            }
+        }
     }
 
     /// Handshake messages of an established connection (RFC 8446 §4.6): tickets and key updates.

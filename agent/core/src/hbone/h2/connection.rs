@@ -273,6 +273,12 @@ impl Connection {
         self.shutting_down || self.peer_last_stream.is_some()
     }
 
+    /// Whether no stream will come any more: once those that are open have ended, the connection can be closed. That is
+    /// so from [`go_away`](Self::go_away) on, or the peer's GOAWAY.
+    pub fn may_close(&self) -> bool {
+        self.refusing || self.peer_last_stream.is_some()
+    }
+
     /// Bytes of memory the connection takes, the struct itself included.
     pub fn memory(&self) -> usize {
         size_of::<Self>()

@@ -98,9 +98,11 @@ fn after_go_away_later_streams_are_refused_and_earlier_ones_go_on() {
     events(&mut server, &connect(1));
     server.announce_shutdown();
     server.announce_shutdown();
+    assert!(server.is_draining() && !server.may_close());
     assert_eq!(events(&mut server, &connect(3)), [Seen::Request(3, false)]);
     server.go_away(ErrorCode::NO_ERROR);
     server.go_away(ErrorCode::NO_ERROR);
+    assert!(server.may_close());
     let last = |n: u32| [n.to_be_bytes(), [0; 4]].concat();
     assert_eq!(
         sent(&mut server),
