@@ -14,9 +14,11 @@
 //! | [`client`] | dialling, and the pool of tunnels a pod has |
 //! | [`server`] | accepting tunnels |
 //! | [`vetted`] | a tunnel with what its peer was let in on, for when the mesh trusts others |
+//! | [`buffers`] | how much the tunnels of one pod may keep in memory |
 //! | [`local`] | streams that end in this process rather than at a socket |
 
 mod app;
+pub mod buffers;
 pub mod client;
 pub mod handshake;
 pub mod local;

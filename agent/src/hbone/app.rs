@@ -100,6 +100,14 @@ impl App {
         }
     }
 
+    /// What it has been given and has not read is not kept for it any longer.
+    pub(super) fn forget_unread(&self) {
+        // What a socket has been given is the kernel's.
+        if let Self::Local(end) = self {
+            end.forget_unread();
+        }
+    }
+
     /// Takes no more of what it sends.
     pub(super) fn stop_reading(&self) {
         // What a socket sends from now on finds it closed, soon.

@@ -7,6 +7,7 @@ use culvert_core::identity::Identity;
 use rustls::ServerConfig;
 use tokio::net::TcpStream;
 
+use super::buffers::Buffers;
 use super::client::keepalive;
 use super::handshake::{self, HandshakeError};
 use super::tunnel::{Accept, Role, Tunnel};
@@ -40,7 +41,7 @@ pub struct Peer {
 }
 
 /// Does the server's side of the handshake on `socket` and returns the tunnel, to be awaited, with its handle.
-/// `acceptor` makes the judge of its streams once the peer is known.
+/// `acceptor` makes the judge of its streams once the peer is known; what it holds unread counts in `buffers`.
 ///
 /// # Errors
 /// The peer is not let in, and why.
@@ -49,6 +50,7 @@ pub async fn accept<A: Accept + 'static>(
     config: Arc<ServerConfig>,
     trusted: &TrustDomains,
     now: std::time::SystemTime,
+    buffers: &Arc<Buffers>,
     acceptor: impl FnOnce(Peer) -> A,
 ) -> Result<(Tunnel, Vetted), AcceptError> {
     let io = TcpStream::from_std(socket).map_err(HandshakeError::from)?;
@@ -61,6 +63,6 @@ pub async fn accept<A: Accept + 'static>(
     let peer = Peer { identity: Arc::new(verify_peer(&established.peer, trusted, now)?) };
     let chain = std::mem::take(&mut established.peer);
     let evidence = Evidence::new(chain, Usage::Client, now, &peer.identity, trusted);
-    let (tunnel, handle) = Tunnel::new(established, Role::Server(Arc::new(acceptor(peer))), MAX_STREAMS);
+    let (tunnel, handle) = Tunnel::new(established, Role::Server(Arc::new(acceptor(peer))), MAX_STREAMS, buffers);
     Ok((tunnel, Vetted::new(handle, evidence)))
 }

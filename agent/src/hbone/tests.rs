@@ -18,6 +18,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
 
+use super::buffers::Buffers;
 use super::handshake;
 use super::tunnel::{Accept, Accepted, Handle, Open, Redial, Role, Tunnel};
 use crate::ca::DirectoryCa;
@@ -90,6 +91,11 @@ impl Accept for ToTarget {
     }
 }
 
+/// An account that is never overdrawn.
+fn unlimited() -> Arc<Buffers> {
+    Buffers::new(usize::MAX)
+}
+
 #[derive(Default)]
 struct Redialled(Mutex<Vec<Open>>);
 
@@ -116,7 +122,8 @@ async fn serve(certificate: &Arc<WorkloadCertificate>, account: Arc<Account>) ->
             let (config, account) = (config.clone(), account.clone());
             tokio::spawn(async move {
                 let established = handshake::accept(io, config).await.unwrap();
-                let (tunnel, _handle) = Tunnel::new(established, Role::Server(Arc::new(ToTarget(account))), 200);
+                let (tunnel, _handle) =
+                    Tunnel::new(established, Role::Server(Arc::new(ToTarget(account))), 200, &unlimited());
                 let _ = tunnel.await;
             });
         }
@@ -129,7 +136,7 @@ async fn dial(certificate: &Arc<WorkloadCertificate>, server: SocketAddr) -> (Ha
     let name = ServerName::IpAddress(server.ip().into());
     let established = handshake::connect(io, certificate.client.clone(), name).await.unwrap();
     let redialled = Arc::new(Redialled::default());
-    let (tunnel, handle) = Tunnel::new(established, Role::Client(redialled.clone()), 100);
+    let (tunnel, handle) = Tunnel::new(established, Role::Client(redialled.clone()), 100, &unlimited());
     tokio::spawn(tunnel);
     (handle, redialled)
 }
@@ -411,7 +418,7 @@ fn a_second_tunnel_resumes_the_session_of_the_first() {
         let first = dial().await;
         assert!(!first.resumed);
         // The ticket comes behind the handshake, with the first bytes the tunnel carries.
-        let (tunnel, handle) = Tunnel::new(first, Role::Client(Arc::new(Redialled::default())), 100);
+        let (tunnel, handle) = Tunnel::new(first, Role::Client(Arc::new(Redialled::default())), 100, &unlimited());
         tokio::spawn(tunnel);
         let mut app = through(&handle, &here, echo_server().await).await;
         app.write_all(b"x").await.unwrap();

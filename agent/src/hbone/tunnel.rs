@@ -2,6 +2,7 @@
 
 mod leaving;
 mod mux;
+mod shedding;
 mod slots;
 mod stream;
 mod timing;
@@ -25,6 +26,7 @@ use self::mux::Mux;
 use self::wire::Wire;
 pub use super::app::Detached;
 pub(crate) use super::app::abort;
+use super::buffers::{Buffers, Part};
 use super::handshake::{Established, HandshakeError};
 use super::local::End;
 use super::record::RecordError;
@@ -134,6 +136,9 @@ pub enum TunnelError {
     /// The peer sent a fatal TLS alert.
     #[error("the peer ended the tunnel with TLS alert {0}; it may not accept our certificate")]
     Alert(u8),
+    /// The peer leaves unread what it is sent, and others need the memory.
+    #[error("the peer does not read what it is sent, and its pod's tunnels hold more than they may")]
+    Unread,
     /// Nothing of a peer that the mesh trusts no longer goes on.
     #[error("connection closed: {0}")]
     Distrusted(Distrust),
@@ -214,6 +219,7 @@ impl Handle {
 pub struct Tunnel {
     wire: Wire,
     mux: Mux,
+    part: Part,
     commands: mpsc::UnboundedReceiver<Command>,
     shared: Arc<Shared>,
     /// What rustls opened during the handshake, until the first turn.
@@ -234,8 +240,9 @@ pub struct Tunnel {
 }
 
 impl Tunnel {
-    /// Takes over an established connection. `streams` bounds how many are opened here, whatever the peer allows.
-    pub fn new(established: Established, role: Role, streams: usize) -> (Self, Handle) {
+    /// Takes over an established connection. `streams` bounds how many are opened here, whatever the peer allows; what is
+    /// kept for readers who do not read counts in `buffers`.
+    pub fn new(established: Established, role: Role, streams: usize, buffers: &Arc<Buffers>) -> (Self, Handle) {
         let h2 = match role {
             Role::Client(_) => Connection::client(Settings::CLIENT),
             Role::Server(_) => Connection::server(Settings::SERVER),
@@ -252,6 +259,7 @@ impl Tunnel {
                 established.received,
             ),
             mux: Mux::new(h2, role, shared.clone(), streams),
+            part: buffers.part(),
             commands,
             shared: shared.clone(),
             early: Some(established.plaintext),

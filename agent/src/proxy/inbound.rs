@@ -50,7 +50,8 @@ pub(super) fn serve(pod: &Arc<Pod>, incoming: Incoming) {
         let seen = Trust { bundle: certificate.trust.clone(), ..pod.trust.now() };
         let now = pod.shared.certificates.clock().now();
         let judge = |peer| Judge { pod: pod.clone(), peer, remote, local };
-        let accepted = server::accept(socket, certificate.server.clone(), &seen.domains, now, judge).await;
+        let accepted =
+            server::accept(socket, certificate.server.clone(), &seen.domains, now, &pod.buffers, judge).await;
         drop(handshaking);
         match accepted {
             Ok((tunnel, vetted)) => {

@@ -13,13 +13,14 @@ use culvert_core::workload::{Workload, WorkloadUid};
 use tokio::sync::watch;
 
 use super::accept::{Incoming, accept};
-use super::limits::{Gate, MAX_CONNECTIONS};
+use super::limits::{Gate, MAX_CONNECTIONS, MAX_UNREAD};
 use super::live::{Admission, Connections, EndReason, Flow};
 use super::recheck::is_allowed;
 use super::served::Served;
 use super::{inbound, outbound, plaintext};
 use crate::dns::PodDns;
 use crate::enrolment::ProxyPod;
+use crate::hbone::buffers::Buffers;
 use crate::hbone::client::Pool;
 use crate::hbone::vetted::Vetted;
 use crate::identity::{CertificateHandle, CertificateStore, TrustWatch};
@@ -55,6 +56,7 @@ pub(super) struct Pod {
     pub(super) certificate: CertificateHandle,
     pub(super) connections: Arc<Connections>,
     pub(super) pool: Pool,
+    pub(super) buffers: Arc<Buffers>,
     pub(super) home: usize,
     pub(super) handshakes: Arc<Gate>,
     pub(super) tunnels: Arc<Gate>,
@@ -76,7 +78,9 @@ impl PodProxy {
         let home = shared.workers.assign();
         let certificate = shared.certificates.handle(&identity);
         let trust = shared.certificates.trust();
-        let pool = Pool::new(netns.clone(), &shared.certificates, &identity, shared.workers.clone(), home);
+        let buffers = Buffers::new(MAX_UNREAD);
+        let (origin, workers) = (netns.clone(), shared.workers.clone());
+        let pool = Pool::new(origin, &shared.certificates, &identity, workers, home, buffers.clone());
         let pod = Arc::new(Pod {
             shared,
             workload,
@@ -85,6 +89,7 @@ impl PodProxy {
             certificate,
             connections: Arc::default(),
             pool,
+            buffers,
             home,
             handshakes: Gate::handshakes(),
             tunnels: Gate::tunnels(),

@@ -9,10 +9,11 @@ use tokio::sync::watch;
 
 use super::Key;
 use super::dial::{Dialled, Dialler, Origin};
+use crate::hbone::buffers::Buffers;
 use crate::hbone::local::{self, Connecting};
 use crate::hbone::tunnel::{Detached, Handle, Open, Redial, Role, Tunnel};
 use crate::hbone::vetted::Vetted;
-use crate::identity::CertificateStore;
+use crate::identity::{CertificateStore, Trust};
 use crate::proxy::live::Flow;
 use crate::telemetry::{Outcome, ResponseFlags};
 use crate::workers::Workers;
@@ -34,6 +35,7 @@ struct Inner {
     dialler: Dialler,
     workers: Workers,
     home: usize,
+    buffers: Arc<Buffers>,
     entries: Mutex<HashMap<Key, Entry>>,
     /// Nothing begins any more, and what is being dialled is given up.
     draining: watch::Sender<bool>,
@@ -52,13 +54,14 @@ type Waiting = Vec<Box<Open>>;
 
 impl Pool {
     /// A pool of tunnels from `origin`, which speaks as `identity`. Its first tunnel to anywhere is served by worker
-    /// `home`.
+    /// `home`; what they hold unread counts in `buffers`.
     pub fn new(
         origin: impl Into<Origin>,
         certificates: &CertificateStore,
         identity: &Identity,
         workers: Workers,
         home: usize,
+        buffers: Arc<Buffers>,
     ) -> Self {
         Self(Arc::new(Inner {
             dialler: Dialler {
@@ -69,6 +72,7 @@ impl Pool {
             },
             workers,
             home,
+            buffers,
             entries: Mutex::default(),
             draining: watch::Sender::new(false),
         }))
@@ -191,16 +195,13 @@ impl Pool {
     async fn run(&self, key: &Key, worker: usize, dialled: Dialled) {
         let Dialled { established, evidence, seen } = dialled;
         let role = Role::Client(Arc::new(Again { pool: Arc::downgrade(&self.0), key: key.clone() }));
-        let (tunnel, handle) = Tunnel::new(established, role, MAX_STREAMS);
+        let (tunnel, handle) = Tunnel::new(established, role, MAX_STREAMS, &self.0.buffers);
         let vetted = Vetted::new(handle, evidence);
-        self.0.list(key, worker, vetted.clone());
-        // A change between the handshake and the listing has not found the tunnel on the list.
-        vetted.vet_if_changed(&seen, &self.0.dialler.trust.now());
+        self.0.list(key, worker, vetted, &seen);
         // Through the pool again: there may be more than one tunnel takes.
         for open in self.0.end_dial(key) {
             self.open(key.clone(), open);
         }
-        drop(vetted);
         if let Err(error) = tunnel.await {
             tracing::debug!(peer = %key.peer, %error, "tunnel ended");
         }
@@ -221,13 +222,14 @@ impl Entry {
 
 impl Inner {
     /// Puts a tunnel on the list.
-    fn list(&self, key: &Key, worker: usize, tunnel: Vetted) {
+    fn list(&self, key: &Key, worker: usize, vetted: Vetted, seen: &Trust) {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        // A drain since the handshake has not found it there.
+        // A change of trust, or a drain, between the handshake and the listing has not found the tunnel on the list.
+        vetted.vet_if_changed(seen, &self.dialler.trust.now());
         if *self.draining.borrow() {
-            tunnel.tunnel.drain();
+            vetted.tunnel.drain();
         }
-        entries.entry(key.clone()).or_default().tunnels.push((worker, tunnel));
+        entries.entry(key.clone()).or_default().tunnels.push((worker, vetted));
     }
 
     /// Dialling `key` is over: returns those that waited for it.

@@ -143,6 +143,12 @@ impl End {
         wake([writer]);
     }
 
+    /// Takes back what the other end has not read.
+    pub(in crate::hbone) fn forget_unread(&self) {
+        let unread = std::mem::take(&mut self.0.lock().incoming);
+        drop(unread);
+    }
+
     /// Takes what the other end has written: 0 at its end, [`io::ErrorKind::WouldBlock`] for nothing yet.
     pub(in crate::hbone) fn read(&self, slices: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
         let (total, writer) = {

@@ -4,6 +4,7 @@ mod leaving;
 mod peers;
 mod pool;
 mod turns;
+mod unread;
 mod web;
 
 use std::io::ErrorKind;
@@ -28,6 +29,11 @@ struct Server {
 
 impl Server {
     async fn start(certificate: &Arc<WorkloadCertificate>) -> Self {
+        Self::start_within(certificate, unlimited()).await
+    }
+
+    /// Starts one that may hold so much unread.
+    async fn start_within(certificate: &Arc<WorkloadCertificate>, buffers: Arc<Buffers>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let (to, asked) = unbounded_channel();
@@ -36,7 +42,7 @@ impl Server {
         tokio::spawn(async move {
             while let Ok((io, _)) = listener.accept().await {
                 let established = handshake::accept(io, config.clone()).await.unwrap();
-                let (tunnel, handle) = Tunnel::new(established, Role::Server(Arc::new(hand.clone())), 200);
+                let (tunnel, handle) = Tunnel::new(established, Role::Server(Arc::new(hand.clone())), 200, &buffers);
                 let task = tokio::spawn(async { drop(tunnel.await) });
                 started.lock().unwrap().push((handle, task.abort_handle()));
             }

@@ -40,7 +40,7 @@ impl Scene {
         let (here, frozen) = (Account::new(), Arc::new(AtomicUsize::new(0)));
         let server = serve_freezable(&certificate, Account::new(), frozen.clone()).await;
         let netns = Arc::new(PodNetns::current());
-        let pool = Pool::new(netns, &store, &identity, Workers::here(), 0);
+        let pool = Pool::new(netns, &store, &identity, Workers::here(), 0, unlimited());
         let key = Key { peer: server, expected: SmallVec::from_iter([Arc::new(identity)]), source: server.ip() };
         Self { pool, key, here, echo: echo_server().await, frozen, root, ca, certificate, store }
     }

@@ -30,7 +30,8 @@ pub(super) async fn serve_freezable(
             let (config, account, frozen) = (config.clone(), account.clone(), frozen.clone());
             tokio::spawn(async move {
                 let established = handshake::accept(io, config).await.unwrap();
-                let (tunnel, _handle) = Tunnel::new(established, Role::Server(Arc::new(ToTarget(account))), 200);
+                let (tunnel, _handle) =
+                    Tunnel::new(established, Role::Server(Arc::new(ToTarget(account))), 200, &unlimited());
                 until_frozen(tunnel, || number < frozen.load(Ordering::Relaxed)).await
             });
         }
@@ -60,7 +61,8 @@ fn a_client_resets_what_goes_through_a_tunnel_whose_server_has_vanished() {
         let io = TcpStream::connect(server).await.unwrap();
         let name = ServerName::IpAddress(server.ip().into());
         let established = handshake::connect(io, certificate.client.clone(), name).await.unwrap();
-        let (tunnel, handle) = Tunnel::new(established, Role::Client(Arc::new(Redialled::default())), 100);
+        let (tunnel, handle) =
+            Tunnel::new(established, Role::Client(Arc::new(Redialled::default())), 100, &unlimited());
         let tunnel = tokio::spawn(tunnel);
         let echo = echo_server().await;
         let mut open = through(&handle, &here, echo).await;
@@ -86,7 +88,8 @@ fn a_server_resets_what_comes_through_a_tunnel_whose_client_has_vanished() {
         let io = TcpStream::connect(server).await.unwrap();
         let name = ServerName::IpAddress(server.ip().into());
         let established = handshake::connect(io, certificate.client.clone(), name).await.unwrap();
-        let (tunnel, handle) = Tunnel::new(established, Role::Client(Arc::new(Redialled::default())), 100);
+        let (tunnel, handle) =
+            Tunnel::new(established, Role::Client(Arc::new(Redialled::default())), 100, &unlimited());
         let freeze = frozen.clone();
         tokio::spawn(async move { until_frozen(tunnel, || freeze.load(Ordering::Relaxed) > 0).await });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -45,6 +45,7 @@ impl Tunnel {
         let received = self.receive(cx, &mut scratch.incoming)?;
         let sent = self.send(cx, &mut scratch.outgoing)?;
         let ticked = self.tick(cx)?;
+        let shed = self.account()?;
         if self.is_over() {
             self.close();
             return Ok(Turn::Progress);
@@ -52,7 +53,7 @@ impl Tunnel {
         if self.wire.ended {
             return Err(TunnelError::Closed);
         }
-        Ok(if commanded || received || sent || ticked { Turn::Progress } else { Turn::Waiting })
+        Ok(if commanded || received || sent || ticked || shed { Turn::Progress } else { Turn::Waiting })
     }
 
     fn take_commands(&mut self, cx: &mut Context<'_>) -> Result<bool, TunnelError> {

@@ -23,7 +23,7 @@ pub(super) struct Wire {
     pub(super) sealer: Sealer,
     opener: Opener,
     keys: KeySchedule,
-    /// The start of a record whose end has not come.
+    /// The start of a record whose end has not come: less than one record.
     received: Vec<u8>,
     /// Sealed bytes that the socket did not take.
     unsent: Vec<u8>,
@@ -125,6 +125,11 @@ impl Wire {
     /// Whether output waits for the socket.
     pub(super) fn is_blocked(&self) -> bool {
         !self.unsent.is_empty()
+    }
+
+    /// Bytes of output that wait for the socket. One turn's worth, and our answers to key updates, are the most.
+    pub(super) fn unsent(&self) -> usize {
+        self.unsent.len()
     }
 
     /// Writes what is left over; `true` when nothing is.

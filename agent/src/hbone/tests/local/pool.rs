@@ -22,7 +22,7 @@ impl Pooled {
         let identity = Identity::new("cluster.local", "shop", "cart");
         let certificate = store.fetch(&identity).await.unwrap();
         let server = Server::start(&certificate).await;
-        let pool = Pool::new(Origin::Here, &store, &identity, Workers::here(), 0);
+        let pool = Pool::new(Origin::Here, &store, &identity, Workers::here(), 0, unlimited());
         let key =
             Key { peer: server.addr, expected: SmallVec::from_iter([Arc::new(identity)]), source: server.addr.ip() };
         Self { pool, key, server, certificate, _store: store }

@@ -1,10 +1,11 @@
 //! From the peer to the applications: who is given what, and what is kept of it until they take it.
 
-use culvert_core::hbone::h2::StreamId;
+use culvert_core::hbone::h2::{ErrorCode, StreamId};
 
 use super::{Batch, Mux};
 use crate::hbone::app::{App, write_ranges};
 use crate::hbone::tunnel::Role;
+use crate::telemetry::Outcome;
 
 /// Bytes that applications may leave unread, over all streams, before the connection's window is held back too. A
 /// single stalled reader (one stream's window) never holds up the others.
@@ -75,6 +76,24 @@ impl Mux {
                 stream.wake.queue();
             }
         }
+    }
+
+    /// Bytes of DATA that applications have not taken.
+    pub(in crate::hbone::tunnel) fn buffered(&self) -> usize {
+        self.buffered
+    }
+
+    /// Resets the stream whose application leaves most unread; `false` if none leaves any.
+    pub(in crate::hbone::tunnel) fn shed(&mut self) -> bool {
+        let unread = self.streams.iter().filter(|(_, stream)| stream.pending() > 0);
+        let Some((slot, _)) = unread.max_by_key(|(_, stream)| stream.pending()) else { return false };
+        let Some(stream) = self.remove(slot) else { return false };
+        self.h2.reset(stream.id, ErrorCode::ENHANCE_YOUR_CALM);
+        stream.app.forget_unread();
+        stream.abort(Outcome::error(
+            "the application does not read, and the pod's tunnels hold more unread bytes than they may",
+        ));
+        true
     }
 
     /// Counts bytes that no application will make us keep any longer.

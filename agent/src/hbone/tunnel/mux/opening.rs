@@ -11,7 +11,7 @@ use super::{GIVEN_UP, Mux};
 use crate::hbone::app::App;
 use crate::hbone::local::{ConnectError, Decision};
 use crate::hbone::tunnel::stream::Phase;
-use crate::hbone::tunnel::{Accepted, DIAL_TIMEOUT, ResponseHeaders, Role};
+use crate::hbone::tunnel::{Accepted, ResponseHeaders, Role};
 use crate::proxy::live::Flow;
 use crate::telemetry::{Outcome, ResponseFlags};
 
