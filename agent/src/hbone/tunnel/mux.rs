@@ -107,11 +107,14 @@ impl Mux {
                     format!("the CONNECT takes {size} bytes of headers and the peer accepts {limit}"),
                 ));
             }
-            Err(_) => {
+            Err(error) => {
                 self.shared.streams.fetch_sub(1, Ordering::Relaxed);
-                if let Role::Client(pool) = &self.role {
-                    open.attempts += 1;
-                    pool.redial(open);
+                match &self.role {
+                    Role::Client(pool) => {
+                        open.attempts += 1;
+                        pool.redial(open);
+                    }
+                    Role::Server(_) => open.refuse(Outcome::error(error.to_string())),
                 }
             }
         }
@@ -151,11 +154,12 @@ impl Mux {
 
     /// Ends every stream because the tunnel has.
     pub(super) fn fail_all(&mut self, why: &str, flags: ResponseFlags) {
+        // Not all that are counted: more may be on their way here.
+        self.shared.streams.fetch_sub(self.streams.len(), Ordering::Relaxed);
         for stream in self.streams.drain() {
             stream.abort(Outcome::failed(flags, why.to_owned()));
         }
         self.slots.clear();
-        self.shared.streams.store(0, Ordering::Relaxed);
     }
 
     fn insert(&mut self, id: StreamId, app: App, flow: Flow, phase: Phase) {
