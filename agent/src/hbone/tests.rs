@@ -326,6 +326,31 @@ fn a_reset_is_passed_on_as_a_reset() {
 }
 
 #[test]
+fn what_a_tunnel_carries_is_reset_when_its_task_is_cut_off() {
+    run(async {
+        let certificate = certificate().await;
+        let here = Account::new();
+        let server = serve(&certificate, Account::new()).await;
+        let io = TcpStream::connect(server).await.unwrap();
+        let established = handshake::connect(io, certificate.client.clone(), ServerName::IpAddress(server.ip().into()))
+            .await
+            .unwrap();
+        let role = Role::Client(Arc::new(Redialled::default()));
+        let (tunnel, handle) = Tunnel::new(established, role, 100, &unlimited());
+        let task = tokio::spawn(tunnel);
+        let mut app = through(&handle, &here, echo_server().await).await;
+        vanished::converse(&mut app).await;
+        let mut waiting = through(&handle, &here, echo_server().await).await;
+        task.abort();
+        for app in [&mut app, &mut waiting] {
+            assert_eq!(app.read(&mut [0; 8]).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+        }
+        settled(&here).await;
+        assert_eq!(handle.streams(), 0);
+    });
+}
+
+#[test]
 fn a_connection_ended_from_outside_is_reset_at_both_ends() {
     run(async {
         let certificate = certificate().await;

@@ -33,7 +33,7 @@ use super::record::RecordError;
 use super::scratch;
 use crate::identity::Distrust;
 use crate::proxy::live::Flow;
-use crate::telemetry::Outcome;
+use crate::telemetry::{Outcome, ResponseFlags};
 
 /// How often the peer is asked whether it is alive (as ztunnel does).
 const PING_EVERY: Duration = Duration::from_secs(10);
@@ -46,6 +46,9 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a client waits for the answer to its CONNECT: longer than a server may take to dial, so that where the server
 /// gives up it is its answer, which knows more, that reaches the access log.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Why what a tunnel carried ended with its task.
+const CUT_OFF: &str = "the proxy was stopped";
 
 /// An application connection that wants to go through a tunnel.
 pub struct Open {
@@ -284,7 +287,16 @@ impl Future for Tunnel {
 }
 
 impl Drop for Tunnel {
+    /// Where the task is cut off, what it carried must not look whole to the applications, as after an orderly end.
     fn drop(&mut self) {
         self.shared.draining.store(true, Ordering::Relaxed);
+        self.mux.fail_all(CUT_OFF, ResponseFlags::None);
+        self.commands.close();
+        while let Ok(command) = self.commands.try_recv() {
+            if let Command::Open(open) = command {
+                self.shared.streams.fetch_sub(1, Ordering::Relaxed);
+                open.refuse(Outcome::error(CUT_OFF));
+            }
+        }
     }
 }

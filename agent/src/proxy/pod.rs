@@ -28,6 +28,9 @@ use crate::redirect::PodNetns;
 use crate::telemetry::{ConnectionRecord, Direction, PeerLine, Telemetry};
 use crate::workers::Workers;
 
+/// How long it takes at the most to reset what has not finished in time.
+const ENDING: Duration = Duration::from_secs(1);
+
 /// What every pod's proxies share: the mesh, the certificates, the workers.
 #[derive(Clone)]
 pub struct Shared {
@@ -139,13 +142,11 @@ impl PodProxy {
 impl Pod {
     /// Waits until what is open has finished and every peer has heard that, `deadline` at the most; then ends it.
     pub(super) async fn finish(&self, deadline: Duration) {
-        let finished = async {
-            while !self.connections.is_empty() || self.has_tunnels() {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        if tokio::time::timeout(deadline, finished).await.is_err() {
+        if tokio::time::timeout(deadline, until(|| self.connections.is_empty() && !self.has_tunnels())).await.is_err() {
             self.connections.end_all(EndReason::Drained);
+            // Those who serve them reset both their ends. If the process ended before, that would look like an orderly
+            // end of what was cut short.
+            let _ = tokio::time::timeout(ENDING, until(|| self.connections.is_empty())).await;
         }
     }
 
@@ -227,6 +228,12 @@ impl Pod {
     /// first is busy, so they are best kept apart.
     pub(super) fn next_served(&self) -> usize {
         self.served.len()
+    }
+}
+
+async fn until(is_so: impl Fn() -> bool) {
+    while !is_so() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 

@@ -23,7 +23,10 @@ impl Tunnel {
             match self.turn(cx, scratch) {
                 Ok(Turn::Progress) => {}
                 Ok(Turn::Waiting) => return Poll::Pending,
-                Ok(Turn::Finished) => return Poll::Ready(Ok(())),
+                Ok(Turn::Finished) => {
+                    self.hand_back();
+                    return Poll::Ready(Ok(()));
+                }
                 Err(error) => {
                     self.give_up(cx, scratch, &error);
                     return Poll::Ready(Err(error));
@@ -135,7 +138,7 @@ impl Tunnel {
         self.shared.draining.store(true, Ordering::Relaxed);
         // Without effect if HTTP/2 has said why already.
         self.mux.h2.go_away(ErrorCode::NO_ERROR);
-        if !self.wire.is_blocked() {
+        if self.lingering.is_none() && !self.wire.is_blocked() {
             let mut out = Outgoing::new(&mut scratch.outgoing, &mut self.wire.sealer);
             if self.mux.control(&mut out).is_ok()
                 && let Ok(length) = out.finish()
@@ -145,6 +148,11 @@ impl Tunnel {
             }
         }
         self.mux.fail_all(&error.to_string(), flags_of(error));
+        self.hand_back();
+    }
+
+    /// Sends elsewhere what has been given to a tunnel that carries nothing more.
+    fn hand_back(&mut self) {
         self.commands.close();
         while let Ok(command) = self.commands.try_recv() {
             if let Command::Open(open) = command {
