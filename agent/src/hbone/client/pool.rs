@@ -161,6 +161,13 @@ impl Pool {
         self.0.entries.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
+    /// Every tunnel that is not gone.
+    #[cfg(test)]
+    pub(in crate::hbone) fn handles(&self) -> Vec<Handle> {
+        let entries = self.0.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.values().flat_map(|entry| &entry.tunnels).map(|(_, tunnel)| tunnel.clone()).collect()
+    }
+
     /// How many tunnels take new streams.
     #[cfg(test)]
     pub(in crate::hbone) fn usable(&self) -> usize {

@@ -231,6 +231,25 @@ fn a_tunnel_that_carries_nothing_is_released_after_five_minutes() {
 }
 
 #[test]
+fn a_tunnel_that_is_used_again_and_again_is_not_released_however_briefly_it_is() {
+    run_within(DAY, async {
+        let scene = Scene::new().await;
+        converse(&mut scene.dial(&scene.key).await).await;
+        let tunnels = scene.pool.handles();
+        for _ in 0..30 {
+            while tunnels[0].streams() > 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            tokio::time::pause();
+            tokio::time::sleep(Duration::from_secs(15)).await;
+            tokio::time::resume();
+            converse(&mut scene.dial(&scene.key).await).await;
+        }
+        assert!(!tunnels[0].is_draining(), "it was idle for 15 s at the most");
+    });
+}
+
+#[test]
 fn the_pool_dials_anew_when_a_peer_that_vanished_is_back() {
     run_within(DAY, async {
         let scene = Scene::new().await;

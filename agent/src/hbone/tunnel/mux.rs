@@ -54,6 +54,8 @@ pub(super) struct Mux {
     withheld: usize,
     /// Bytes are withheld: applications in this process say at once what they have read.
     pressed: bool,
+    /// A stream has been opened since this was last looked at.
+    pub(super) used: bool,
     stream_limit: usize,
 }
 
@@ -72,6 +74,7 @@ impl Mux {
             buffered: 0,
             withheld: 0,
             pressed: false,
+            used: false,
             stream_limit,
         }
     }
@@ -163,6 +166,7 @@ impl Mux {
     }
 
     fn insert(&mut self, id: StreamId, app: App, flow: Flow, phase: Phase) {
+        self.used = true;
         let entry = self.streams.vacant_entry();
         let slot = entry.key();
         let stream = entry.insert(Stream::new(id, app, flow, phase, slot, &self.ready));

@@ -34,7 +34,8 @@ impl Tunnel {
             return Err(TunnelError::Silent);
         }
         self.wire.shrink();
-        if !self.mux.is_empty() {
+        // However short what it carried since the last time was.
+        if std::mem::take(&mut self.mux.used) || !self.mux.is_empty() {
             self.busy = now;
         } else if matches!(self.mux.role, Role::Client(_)) && now - self.busy >= IDLE_RELEASE {
             self.leave();
