@@ -22,6 +22,9 @@ use crate::workers::Workers;
 const MAX_STREAMS: usize = 100;
 /// Streams from which on another worker's tunnel is worth its handshake.
 const SPREAD_AT: usize = 16;
+/// Tunnels for one key: as many as a server of ours takes from one address. A peer that allows few streams or none, so
+/// that each connection would need one of its own, costs no more. (Fewer in tests, as each takes a handshake.)
+const MAX_TUNNELS: usize = if cfg!(test) { 16 } else { 512 };
 /// Connections that may wait for one tunnel to come up.
 const MAX_WAITING: usize = 4096;
 /// How often a connection is sent through another tunnel because one closed under it.
@@ -88,7 +91,7 @@ impl Pool {
     }
 
     /// Carries `open` through a tunnel to `key`, dialling one if need be. However many ask at once, one is dialled.
-    pub fn open(&self, key: Key, mut open: Box<Open>) {
+    pub fn open(&self, key: Key, open: Box<Open>) {
         if open.attempts > MAX_ATTEMPTS {
             open.refuse(Outcome::failed(
                 ResponseFlags::ConnectFailure,
@@ -105,35 +108,15 @@ impl Pool {
         let entry = entries.entry(key.clone()).or_default();
         // Those that take nothing new stay as long as they carry something, or no revocation would find them.
         entry.tunnels.retain(|(_, vetted)| !vetted.tunnel.is_gone());
-        let usable = entry.usable();
-        let with_room = entry.tunnels.iter().map(|(_, vetted)| &vetted.tunnel).filter(|tunnel| tunnel.has_room());
-        let best = with_room.min_by_key(|tunnel| tunnel.streams());
-        let spread = best.is_some_and(|tunnel| tunnel.streams() >= SPREAD_AT) && usable < self.0.workers.count();
-        if spread && entry.dialling.is_none() {
-            entry.dialling = Some(Vec::new());
+        let (usable, was_dialling) = (entry.usable(), entry.dialling.is_some());
+        let refused = entry.place(open, self.0.workers.count());
+        let dials = entry.dialling.is_some() && !was_dialling;
+        drop(entries);
+        if dials {
             self.dial(&key, usable);
         }
-        if let Some(tunnel) = best {
-            match tunnel.open(open) {
-                Ok(()) => return,
-                Err(back) => open = back,
-            }
-        }
-        let first = usable;
-        let entry_dialling = entry.dialling.is_some();
-        let waiting = entry.dialling.get_or_insert_default();
-        if waiting.len() >= MAX_WAITING {
-            waiting.retain(|open| !open.app.is_abandoned());
-        }
-        if waiting.len() >= MAX_WAITING {
-            drop(entries);
-            open.refuse(Outcome::failed(ResponseFlags::ConnectFailure, "too many connections wait for the tunnel"));
-            return;
-        }
-        waiting.push(open);
-        drop(entries);
-        if !entry_dialling {
-            self.dial(&key, first);
+        if let Err((open, why)) = refused {
+            open.refuse(Outcome::failed(ResponseFlags::ConnectFailure, why));
         }
     }
 
@@ -165,7 +148,7 @@ impl Pool {
     #[cfg(test)]
     pub(in crate::hbone) fn handles(&self) -> Vec<Handle> {
         let entries = self.0.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        entries.values().flat_map(|entry| &entry.tunnels).map(|(_, tunnel)| tunnel.clone()).collect()
+        entries.values().flat_map(Entry::handles).cloned().collect()
     }
 
     /// How many tunnels take new streams.
@@ -217,6 +200,37 @@ impl Pool {
 }
 
 impl Entry {
+    /// Has a tunnel carry `open`, or lets it wait for one that is to be dialled. Gives it back with the reason if neither
+    /// can be.
+    fn place(&mut self, mut open: Box<Open>, workers: usize) -> Result<(), (Box<Open>, &'static str)> {
+        let usable = self.usable();
+        let with_room = self.tunnels.iter().map(|(_, vetted)| &vetted.tunnel).filter(|tunnel| tunnel.has_room());
+        if let Some(best) = with_room.min_by_key(|tunnel| tunnel.streams()) {
+            if best.streams() >= SPREAD_AT && usable < workers {
+                self.dialling.get_or_insert_default();
+            }
+            match best.open(open) {
+                Ok(()) => return Ok(()),
+                Err(back) => open = back,
+            }
+        }
+        if self.dialling.is_none() && self.tunnels.len() >= MAX_TUNNELS {
+            return Err((
+                open,
+                "as many tunnels as there may be to the destination's proxy are open, and none has room",
+            ));
+        }
+        let waiting = self.dialling.get_or_insert_default();
+        if waiting.len() >= MAX_WAITING {
+            waiting.retain(|open| !open.app.is_abandoned());
+        }
+        if waiting.len() >= MAX_WAITING {
+            return Err((open, "too many connections wait for the tunnel"));
+        }
+        waiting.push(open);
+        Ok(())
+    }
+
     fn handles(&self) -> impl Iterator<Item = &Handle> {
         self.tunnels.iter().map(|(_, vetted)| &vetted.tunnel)
     }

@@ -1,5 +1,7 @@
 //! Streams of this process through pooled tunnels, from our own network namespace.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use super::*;
 use crate::ca::testing::{Root, ScriptedCa};
 use crate::hbone::client::{Key, Origin, Pool};
@@ -133,6 +135,38 @@ fn a_stream_that_the_h2_crates_goaway_does_not_cover_is_opened_on_another_tunnel
         stream.read_to_string(&mut got).await.unwrap();
         assert_eq!(got, "here");
         assert_eq!(served.await.unwrap(), 3);
+    });
+}
+
+#[test]
+fn a_peer_that_allows_no_streams_costs_a_bounded_number_of_tunnels() {
+    run(async {
+        let pooled = Pooled::new().await;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let key = Key { peer: listener.local_addr().unwrap(), ..pooled.key.clone() };
+        let config = pooled.certificate.server.clone();
+        let tunnels = Arc::new(AtomicUsize::new(0));
+        let made = tunnels.clone();
+        tokio::spawn(async move {
+            let mut settings = h2::server::Builder::new();
+            settings.max_concurrent_streams(0);
+            while let Ok((tcp, _)) = listener.accept().await {
+                let tls = tokio_rustls::TlsAcceptor::from(config.clone()).accept(tcp).await.unwrap();
+                made.fetch_add(1, Ordering::Relaxed);
+                let mut connection = settings.handshake::<_, Bytes>(tls).await.unwrap();
+                tokio::spawn(async move { while connection.accept().await.is_some() {} });
+            }
+        });
+        let why = loop {
+            let request = Request::connect(&Authority::Ip("10.0.0.1:80".parse().unwrap()));
+            let Some(ConnectError::Failed { why, .. }) = pooled.pool.connect(key.clone(), request).await.err() else {
+                panic!("there was room")
+            };
+            if !why.contains("closed under it") {
+                break why;
+            }
+        };
+        assert_eq!((tunnels.load(Ordering::Relaxed), why.contains("as many tunnels as there may be")), (16, true));
     });
 }
 
