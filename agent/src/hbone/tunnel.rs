@@ -238,6 +238,8 @@ pub struct Tunnel {
     last_call: Option<Instant>,
     /// Everything is said: nothing is read or written any more but for the end of the connection.
     lingering: Option<Lingering>,
+    /// The connection is over, and why; applications have yet to read the last of what came by it.
+    outlived: Option<TunnelError>,
     /// No handle is left.
     orphaned: bool,
 }
@@ -272,6 +274,7 @@ impl Tunnel {
             busy: now,
             last_call: None,
             lingering: None,
+            outlived: None,
             orphaned: false,
         };
         (tunnel, Handle { commands: sender, shared })
@@ -290,7 +293,7 @@ impl Drop for Tunnel {
     /// Where the task is cut off, what it carried must not look whole to the applications, as after an orderly end.
     fn drop(&mut self) {
         self.shared.draining.store(true, Ordering::Relaxed);
-        self.mux.fail_all(CUT_OFF, ResponseFlags::None);
+        self.mux.fail(|_| true, CUT_OFF, ResponseFlags::None);
         self.commands.close();
         while let Ok(command) = self.commands.try_recv() {
             if let Command::Open(open) = command {

@@ -155,14 +155,14 @@ impl Mux {
         }
     }
 
-    /// Ends every stream because the tunnel has.
-    pub(super) fn fail_all(&mut self, why: &str, flags: ResponseFlags) {
-        // Not all that are counted: more may be on their way here.
-        self.shared.streams.fetch_sub(self.streams.len(), Ordering::Relaxed);
-        for stream in self.streams.drain() {
-            stream.abort(Outcome::failed(flags, why.to_owned()));
+    /// Ends the streams that are `meant` because the tunnel has ended.
+    pub(super) fn fail(&mut self, meant: impl Fn(&Stream) -> bool, why: &str, flags: ResponseFlags) {
+        let meant = self.streams.iter().filter(|(_, stream)| meant(stream)).map(|(slot, _)| slot);
+        for slot in meant.collect::<Vec<_>>() {
+            if let Some(stream) = self.remove(slot) {
+                stream.abort(Outcome::failed(flags, why.to_owned()));
+            }
         }
-        self.slots.clear();
     }
 
     fn insert(&mut self, id: StreamId, app: App, flow: Flow, phase: Phase) {

@@ -173,6 +173,11 @@ impl Stream {
         self.app.stop_reading();
     }
 
+    /// Whether both directions are over as far as the peer is concerned: the application has but to read what has come.
+    pub(super) fn is_over(&self) -> bool {
+        self.is_open() && self.ending && !self.reading
+    }
+
     /// Whether both directions are over, or nobody is left to care for the one that is not.
     pub(super) fn is_done(&self) -> bool {
         !self.reading && (self.shut || self.app.is_dropped())

@@ -25,11 +25,14 @@ impl Tunnel {
                 Ok(Turn::Waiting) => return Poll::Pending,
                 Ok(Turn::Finished) => {
                     self.hand_back();
-                    return Poll::Ready(Ok(()));
+                    return Poll::Ready(self.outlived.take().map_or(Ok(()), Err));
                 }
                 Err(error) => {
                     self.give_up(cx, scratch, &error);
-                    return Poll::Ready(Err(error));
+                    if self.mux.is_empty() {
+                        return Poll::Ready(Err(error));
+                    }
+                    self.outlived = Some(error);
                 }
             }
         }
@@ -38,6 +41,14 @@ impl Tunnel {
     }
 
     fn turn(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Result<Turn, TunnelError> {
+        if self.outlived.is_some() {
+            let progress = self.mux.serve(None)? | self.account()?;
+            return Ok(match self.mux.is_empty() {
+                true => Turn::Finished,
+                false if progress => Turn::Progress,
+                false => Turn::Waiting,
+            });
+        }
         let commanded = self.take_commands(cx)?;
         if self.lingering.is_some() {
             return Ok(match self.linger(cx, &mut scratch.incoming) {
@@ -147,7 +158,13 @@ impl Tunnel {
                 let _ = self.wire.write(cx, &scratch.outgoing[..length]);
             }
         }
-        self.mux.fail_all(&error.to_string(), flags_of(error));
+        match error {
+            // What had come to its end before is whole, however slowly it is read.
+            TunnelError::Io(_) | TunnelError::Closed | TunnelError::Silent => {
+                self.mux.fail(|stream| !stream.is_over(), &error.to_string(), flags_of(error));
+            }
+            _ => self.mux.fail(|_| true, &error.to_string(), flags_of(error)),
+        }
         self.hand_back();
     }
 

@@ -162,6 +162,35 @@ fn the_last_bytes_reach_a_peer_that_reads_late_and_goes_on_talking() {
 }
 
 #[test]
+fn what_has_come_to_its_end_is_read_to_the_end_though_the_peer_is_gone_by_then() {
+    run(async {
+        const SIZE: usize = 5 << 20;
+        let certificate = certificate().await;
+        let mut server = Server::start(&certificate).await;
+        let (tunnel, _) = dial(&certificate, server.addr).await;
+        let here = Account::new();
+        let mut app = through(&tunnel, &here, "10.0.0.1:80".parse().unwrap()).await;
+        let mut cut = through(&tunnel, &here, "10.0.0.1:80".parse().unwrap()).await;
+        let (mut stream, _unfinished) = (server.accept().await, server.accept().await);
+        app.shutdown().await.unwrap();
+        assert_eq!(stream.read(&mut [0; 1]).await.unwrap(), 0);
+        stream.write_all(&vec![7; SIZE]).await.unwrap();
+        stream.shutdown().await.unwrap();
+        while here.bytes().iter().all(|(_, got)| *got < SIZE as u64) || server.account.connections.len() > 1 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        for (_, task) in server.tunnels.lock().unwrap().iter() {
+            task.abort();
+        }
+        assert_eq!(cut.read(&mut [0; 1]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        let mut got = Vec::new();
+        app.read_to_end(&mut got).await.unwrap();
+        assert_eq!(got.len(), SIZE);
+        settled(&here).await;
+    });
+}
+
+#[test]
 fn a_peer_that_does_not_close_is_waited_for_two_seconds() {
     run(async {
         let certificate = certificate().await;

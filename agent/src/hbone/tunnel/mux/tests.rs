@@ -88,6 +88,6 @@ fn a_peer_that_does_not_read_and_opens_its_window_again_and_again_makes_no_list_
 fn those_on_their_way_are_still_counted_when_all_that_is_carried_has_failed() {
     let mut scene = Scene::new();
     scene.mux.shared.streams.store(3, Ordering::Relaxed);
-    scene.mux.fail_all("the peer has gone", ResponseFlags::None);
+    scene.mux.fail(|_| true, "the peer has gone", ResponseFlags::None);
     assert_eq!(scene.mux.shared.streams.load(Ordering::Relaxed), 2);
 }
