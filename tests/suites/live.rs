@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use culvert_tests::objects::{self, authorization_policy};
-use culvert_tests::{Pod, eventually};
+use culvert_tests::{AgentConfig, Pod, eventually};
 use support::authority::Authority;
 use support::echo::{self, Echo};
 use support::peer::{DATA, END_STREAM, GOAWAY, HEADERS, Raw, connect, connect_frame, frame, plain, status, tls};
@@ -40,7 +40,13 @@ impl Scene {
 
     /// `policies` are documents of the file that the tests write policies to.
     fn with(policies: &[String]) -> Self {
-        let mesh = Mesh::start(&[(1, "app"), (1, "client"), (1, "other"), (2, "peer")], policies).unwrap();
+        Self::of(policies, |_| {})
+    }
+
+    /// The same with other flags of the agent.
+    fn of(policies: &[String], flags: impl FnOnce(&mut AgentConfig)) -> Self {
+        let pods = [(1, "app"), (1, "client"), (1, "other"), (2, "peer")];
+        let mesh = Mesh::start_with(&pods, policies, flags).unwrap();
         let app = mesh.topology.pod("app");
         let echo = Echo::start(&app.place(), SocketAddr::new(ANY, PORT)).unwrap();
         let target = SocketAddr::new(app.ipv4(), PORT);
@@ -100,6 +106,12 @@ fn time_to_end(stream: &mut TcpStream, limit: Duration) -> Duration {
         other => panic!("not closed: {other:?}"),
     }
     started.elapsed()
+}
+
+/// Asks the agent to stop.
+fn terminate(scene: &Scene) {
+    let pid = i32::try_from(scene.mesh.agent.pid()).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM).unwrap();
 }
 
 fn resident(pid: u32) -> usize {
@@ -335,14 +347,35 @@ fn a_pod_that_is_deleted_says_goaway_and_finishes_what_it_carries() {
 fn a_stopped_agent_says_goaway_and_ends_once_its_connections_have() {
     let mut scene = Scene::new();
     let mut raw = scene.tunnel(&scene.mesh.authority.issue(PEER).unwrap());
-    let pid = i32::try_from(scene.mesh.agent.pid()).unwrap();
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM).unwrap();
+    terminate(&scene);
     raw.wait_for(|frame| frame.kind == GOAWAY).unwrap();
     raw.send(&frame(DATA, END_STREAM, 1, b"last words")).unwrap();
     assert!(raw.wait_for(|frame| frame.kind == DATA).unwrap().payload.starts_with(b"last words"));
     assert!(raw.ends());
     assert!(scene.mesh.agent.terminate(Duration::from_secs(5)).unwrap().success());
     assert!(!scene.can_connect("client"), "a pod without its agent is refused");
+}
+
+#[test]
+fn a_stopped_agent_says_its_last_word_to_a_peer_that_asks_for_nothing() {
+    let mut scene = Scene::new();
+    let mut raw = scene.tunnel(&scene.mesh.authority.issue(PEER).unwrap());
+    raw.send(&frame(DATA, END_STREAM, 1, b"")).unwrap();
+    raw.wait_for(|frame| frame.kind == DATA && frame.flags == END_STREAM).unwrap();
+    terminate(&scene);
+    let mut last_stream = || raw.wait_for(|frame| frame.kind == GOAWAY).unwrap().payload[..4].to_vec();
+    assert_eq!([last_stream(), last_stream()], [[0x7f, 0xff, 0xff, 0xff], [0, 0, 0, 1]]);
+    assert!(raw.ends());
+    assert!(scene.mesh.agent.terminate(Duration::from_secs(5)).unwrap().success());
+}
+
+#[test]
+fn what_a_stopped_agent_cannot_let_finish_is_reset() {
+    let scene = Scene::of(&[], |config| config.arguments = vec!["--drain-seconds".into(), "1".into()]);
+    let mut open = scene.open("client");
+    terminate(&scene);
+    open.set_read_timeout(Some(LIMIT)).unwrap();
+    assert_eq!(open.read(&mut [0; 16]).unwrap_err().kind(), ErrorKind::ConnectionReset);
 }
 
 #[test]
