@@ -25,6 +25,11 @@ pub mod trim;
 pub mod yaml;
 
 pub use gateway_api;
+pub use gateway_api::experimental::grpcroutes::GrpcRoute as GRPCRoute;
+pub use gateway_api::experimental::httproutes::HttpRoute as HTTPRoute;
+pub use gateway_api::experimental::tcproutes::TcpRoute as TCPRoute;
 pub use gateway_api::gateways::Gateway;
+pub use gateway_api::referencegrants::ReferenceGrant;
+pub use gateway_api::tlsroutes::TlsRoute as TLSRoute;
 pub use k8s_openapi;
 pub use object::{Kind, Object, ObjectError, ObjectRef, UnknownField};

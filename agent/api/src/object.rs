@@ -10,9 +10,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::Gateway;
 use crate::networking::{DestinationRule, ServiceEntry, VirtualService, WorkloadEntry};
 use crate::security::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
+use crate::{GRPCRoute, Gateway, HTTPRoute, ReferenceGrant, TCPRoute, TLSRoute};
 
 macro_rules! kinds {
     ($($kind:ident { $versions:pat, namespaced: $namespaced:literal }),* $(,)?) => {
@@ -101,12 +101,30 @@ kinds! {
     DestinationRule {
         "networking.istio.io/v1" | "networking.istio.io/v1beta1" | "networking.istio.io/v1alpha3", namespaced: true
     },
+    HTTPRoute { "gateway.networking.k8s.io/v1" | "gateway.networking.k8s.io/v1beta1", namespaced: true },
+    GRPCRoute { "gateway.networking.k8s.io/v1" | "gateway.networking.k8s.io/v1alpha2", namespaced: true },
+    TCPRoute { "gateway.networking.k8s.io/v1" | "gateway.networking.k8s.io/v1alpha2", namespaced: true },
+    TLSRoute {
+        "gateway.networking.k8s.io/v1" | "gateway.networking.k8s.io/v1alpha3" | "gateway.networking.k8s.io/v1alpha2",
+        namespaced: true
+    },
+    ReferenceGrant { "gateway.networking.k8s.io/v1" | "gateway.networking.k8s.io/v1beta1", namespaced: true },
 }
 
 impl Kind {
     /// Whether only waypoints read it: it says how requests are routed, which nodes do not see.
     pub fn is_of_waypoints(self) -> bool {
-        matches!(self, Self::VirtualService | Self::DestinationRule | Self::RequestAuthentication)
+        matches!(
+            self,
+            Self::VirtualService
+                | Self::DestinationRule
+                | Self::RequestAuthentication
+                | Self::HTTPRoute
+                | Self::GRPCRoute
+                | Self::TCPRoute
+                | Self::TLSRoute
+                | Self::ReferenceGrant
+        )
     }
 }
 

@@ -9,6 +9,7 @@ mod allocate;
 mod bindings;
 mod destination_rules;
 mod destinations;
+mod gateway_routes;
 mod namespaces;
 mod routes;
 mod sandboxes;
@@ -36,6 +37,7 @@ pub use sandboxes::{Sandbox, SandboxVerdict};
 pub use snapshot::{Endpoint, PodEnrolment, Snapshot};
 
 use self::destination_rules::DestinationRuleStore;
+use self::gateway_routes::{GatewayRoute, GatewayRouteStore};
 use self::namespaces::{NamespaceState, Namespaces};
 use self::routes::RouteStore;
 use self::sandboxes::SandboxState;
@@ -83,6 +85,7 @@ pub struct Mesh {
     gateways: HashMap<NamespacedName, WaypointFacts>,
     routes: RouteStore,
     destination_rules: DestinationRuleStore,
+    gateway_routes: GatewayRouteStore,
     /// As they came: what they mean depends on the options.
     policies: HashMap<NamespacedName, Box<AuthorizationPolicy>>,
     peer_authentications: HashMap<NamespacedName, Box<PeerAuthentication>>,
@@ -104,6 +107,8 @@ struct Dirty {
     members: HashSet<(ServiceKey, WorkloadUid)>,
     /// The services whose routes have to be put together again.
     routes: HashSet<ServiceKey>,
+    /// The routes of Gateway API that have to be read again.
+    gateway_routes: HashSet<ObjectRef>,
     options: bool,
 }
 
@@ -249,6 +254,11 @@ impl Mesh {
             Object::RequestAuthentication(object) => {
                 self.set_request_authentication(name_of(&reference), Some(object), &mut list);
             }
+            Object::HTTPRoute(object) => self.set_gateway_route(&reference, Some(GatewayRoute::Http(object))),
+            Object::GRPCRoute(object) => self.set_gateway_route(&reference, Some(GatewayRoute::Grpc(object))),
+            Object::TCPRoute(object) => self.set_gateway_route(&reference, Some(GatewayRoute::Tcp(object))),
+            Object::TLSRoute(object) => self.set_gateway_route(&reference, Some(GatewayRoute::Tls(object))),
+            Object::ReferenceGrant(object) => self.set_reference_grant(&reference, Some(object)),
             Object::DestinationRule(object) => self.set_destination_rule(&reference, Some(object), &mut list),
             Object::VirtualService(object) => self.set_virtual_service(&reference, Some(object), &mut list),
             Object::ConfigMap(config_map) => {
@@ -277,6 +287,10 @@ impl Mesh {
             Kind::AuthorizationPolicy => self.set_policy(name_of(&object), None, &mut Vec::new()),
             Kind::PeerAuthentication => self.set_peer_authentication(name_of(&object), None, &mut Vec::new()),
             Kind::RequestAuthentication => self.set_request_authentication(name_of(&object), None, &mut Vec::new()),
+            Kind::HTTPRoute | Kind::GRPCRoute | Kind::TCPRoute | Kind::TLSRoute => {
+                self.set_gateway_route(&object, None);
+            }
+            Kind::ReferenceGrant => self.set_reference_grant(&object, None),
             Kind::DestinationRule => self.set_destination_rule(&object, None, &mut Vec::new()),
             Kind::VirtualService => self.set_virtual_service(&object, None, &mut Vec::new()),
             Kind::ConfigMap => {
@@ -315,6 +329,7 @@ impl Mesh {
                 self.workloads.remove(uid);
             }
         }
+        self.settle_gateway_routes();
         self.settle_routes(services);
     }
 
@@ -476,6 +491,7 @@ impl Mesh {
             self.set_findings(reference, findings);
         }
         self.restore_routes(old.routes);
+        self.restore_gateway_routes(old.gateway_routes);
         self.restore_destination_rules(old.destination_rules);
     }
 }

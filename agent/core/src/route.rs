@@ -6,6 +6,7 @@
 //! | [`decide`] | L7: what becomes of a request, or of a connection, at a waypoint |
 //! | [`table`] | the rules of one service, and the index that finds the first that matches |
 //! | [`http`], [`l4`] | a rule for requests, and one for connections |
+//! | [`gateway_api`] | what the routes of Gateway API are told about themselves |
 //! | [`normalize`] | one spelling for each path |
 //! | [`request`], [`matcher`], [`pattern`] | what a request says, and what it has to look like |
 //! | [`headers`], [`template`], [`rewrite`], [`redirect`] | what it is turned into |
@@ -14,6 +15,7 @@
 pub mod cors;
 pub mod decide;
 pub mod fault;
+pub mod gateway_api;
 pub mod headers;
 pub mod http;
 pub mod l4;

@@ -44,13 +44,15 @@ impl GatewayRouteStore {
     fn permits(&self, kind: Kind, namespace: &str, to: &NamespacedName) -> bool {
         let grants = self.grants.iter().filter(|(name, _)| name.namespace == to.namespace);
         grants.map(|(_, grant)| &grant.spec).any(|spec| {
-            let from = spec.from.iter().any(|from| {
-                from.group == GATEWAY_API && from.kind == kind.as_str() && from.namespace == namespace
-            });
+            let from = spec
+                .from
+                .iter()
+                .any(|from| from.group == GATEWAY_API && from.kind == kind.as_str() && from.namespace == namespace);
             let is_to = |name: &Option<String>| name.as_ref().is_none_or(|name| name.is_empty() || **name == *to.name);
-            let to = spec.to.iter().any(|to| {
-                matches!(to.group.as_str(), "" | "core") && to.kind == "Service" && is_to(&to.name)
-            });
+            let to = spec
+                .to
+                .iter()
+                .any(|to| matches!(to.group.as_str(), "" | "core") && to.kind == "Service" && is_to(&to.name));
             from && to
         })
     }

@@ -152,7 +152,11 @@ impl Mesh {
     /// Puts together the routes that have changed, and those of `services`, which have.
     pub(super) fn settle_routes(&mut self, services: HashSet<ServiceKey>) {
         let mut keys = std::mem::take(&mut self.dirty.routes);
-        if !self.routes.is_empty() || !self.current.routes.is_empty() || !self.current.route_findings.is_empty() {
+        if !self.routes.is_empty()
+            || !self.gateway_routes.is_empty()
+            || !self.current.routes.is_empty()
+            || !self.current.route_findings.is_empty()
+        {
             keys.extend(services);
         }
         for key in keys {
@@ -174,7 +178,8 @@ impl Mesh {
         let key = &service.key;
         let waypoint = service.waypoint.as_ref().map_or(&key.namespace, |binding| &binding.gateway.namespace);
         let mut routes = ServiceRoutes::default();
-        let mut rules = Vec::new();
+        let mut rules = self.gateway_routes_of(key, &mut routes);
+        let by_gateway_api = rules.first().map(|rule| rule.resource.clone());
         let mut catch_all: Option<NamespacedName> = None;
         for facts in self.routes.naming(&key.hostname) {
             let reference = || virtual_service::reference(&facts.name);
@@ -190,6 +195,13 @@ impl Mesh {
             }
             if !facts.in_mesh || !facts.export_to.includes(waypoint) {
                 continue;
+            }
+            if let Some(route) = by_gateway_api.as_ref().filter(|_| !facts.http.is_empty()) {
+                let message = format!(
+                    "comes after {route} for {}: write one or the other, since Istio leaves open what both mean",
+                    key.hostname
+                );
+                findings.push(Finding::warning(reference(), "spec.http", message));
             }
             if let Some(before) = catch_all.as_ref().filter(|_| !facts.http.is_empty()) {
                 let message = format!(
@@ -220,7 +232,7 @@ impl Mesh {
     }
 }
 
-fn remove<K: std::hash::Hash + Eq>(index: &mut HashMap<K, BTreeSet<NamespacedName>>, key: &K, name: &NamespacedName) {
+pub(super) fn remove<K: std::hash::Hash + Eq, T: Ord>(index: &mut HashMap<K, BTreeSet<T>>, key: &K, name: &T) {
     if let Some(names) = index.get_mut(key) {
         names.remove(name);
         if names.is_empty() {

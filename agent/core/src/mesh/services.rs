@@ -94,6 +94,7 @@ impl Mesh {
             }
             return;
         }
+        self.touch_gateway_routes(&object);
         for (key, facts) in old.keys.iter().zip(&old.facts.services) {
             self.unclaim(key, &facts.object, facts);
             for uid in &old.inline {
@@ -210,6 +211,11 @@ impl Mesh {
                 self.set_workload(uid, None);
             }
         }
+    }
+
+    /// The services that a Service or ServiceEntry is.
+    pub(super) fn service_keys(&self, object: &ObjectRef) -> Vec<ServiceKey> {
+        self.services.objects.get(object).map(|state| state.keys.clone()).unwrap_or_default()
     }
 
     /// The services whose ServiceEntry or slices name `uid`.

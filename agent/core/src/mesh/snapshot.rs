@@ -16,6 +16,7 @@ use super::vips::{Claims, VipIndex};
 use crate::authentication::RequestAuthentication;
 use crate::options::MeshOptions;
 use crate::policy::{AuthorizationPolicy, EffectivePeerAuthentication, PeerAuthentication, RequestTarget};
+use crate::route::gateway_api::ParentStatus;
 use crate::route::table::ServiceRoutes;
 use crate::service::{Service, ServiceKey, ServicePort};
 use crate::translate::Finding;
@@ -42,6 +43,7 @@ pub struct Snapshot {
     /// What was found in the routes of a service when they were put together.
     pub(super) route_findings: OrdMap<ServiceKey, Arc<[Finding]>>,
     pub(super) destination_rules: DestinationRules,
+    pub(super) route_statuses: OrdMap<ObjectRef, Arc<[ParentStatus]>>,
     pub(super) nodes: HashMap<Arc<str>, OrdMap<Arc<str>, Arc<PodEnrolment>>>,
     pub(super) sandboxes: HashMap<WorkloadUid, SandboxVerdict>,
     pub(super) findings: OrdMap<ObjectRef, Arc<[Finding]>>,

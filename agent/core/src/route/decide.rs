@@ -235,7 +235,7 @@ fn act(
             let mut mirrors = SmallVec::new();
             for mirror in rule.mirrors.iter().filter(|mirror| mirror.share.draw(rng)) {
                 // A copy that goes nowhere is nobody's loss.
-                mirrors.extend(resolve(snapshot, origin, &rule.resource, &mirror.service).ok());
+                mirrors.extend(resolve(snapshot, origin, &rule.resource, rule.rule, &mirror.service).ok());
             }
             let authority = rule.authority.as_ref().or(chosen.authority.as_ref()).cloned();
             Ok(Action::Forward(Forward { target, destination, path, authority, mirrors }))
@@ -286,7 +286,7 @@ pub(crate) fn resolve_backend(
     backend: &Backend,
 ) -> Result<Target, Unroutable> {
     match backend {
-        Backend::Service(service) => resolve(snapshot, origin, resource, service),
+        Backend::Service(service) => resolve(snapshot, origin, resource, rule, service),
         Backend::Invalid(reason) => {
             Err(Unroutable::Invalid { resource: resource.to_string(), rule, reason: reason.clone() })
         }
@@ -297,13 +297,22 @@ fn resolve(
     snapshot: &Snapshot,
     origin: &Origin<'_>,
     resource: &culvert_api::ObjectRef,
+    rule: usize,
     to: &ServiceRef,
 ) -> Result<Target, Unroutable> {
     let claims = || snapshot.services_by_hostname(&to.host);
     let there = claims().find(|service| service.key.namespace == to.namespace);
     let service = there.or_else(|| if to.only_there { None } else { claims().next() });
-    let service =
-        service.ok_or_else(|| Unroutable::NoService { resource: resource.to_string(), host: to.host.clone() })?;
+    let missing = || match to.only_there {
+        // Of Gateway API, a backend that is not there answers with 500.
+        true => Unroutable::Invalid {
+            resource: resource.to_string(),
+            rule,
+            reason: format!("there is no service {}", to.host).into(),
+        },
+        false => Unroutable::NoService { resource: resource.to_string(), host: to.host.clone() },
+    };
+    let service = service.ok_or_else(missing)?;
     let port = match (to.port, &*service.ports) {
         (Some(port), _) => port,
         (None, [only]) => only.port,

@@ -2,6 +2,7 @@
 
 mod connections;
 mod delegates;
+mod gateway_api;
 mod merging;
 mod mistakes;
 mod requests;

@@ -117,8 +117,12 @@ impl RouteReader<'_> {
     }
 
     fn grpc_filter(&mut self, field: &str, filter: &GrpcRouteRulesFilters, rule: &mut HttpRule) {
-        match (&filter.r#type, &filter.request_header_modifier, &filter.response_header_modifier, &filter.request_mirror)
-        {
+        match (
+            &filter.r#type,
+            &filter.request_header_modifier,
+            &filter.response_header_modifier,
+            &filter.request_mirror,
+        ) {
             (Filter::RequestHeaderModifier, Some(written), _, _) => {
                 let operations = self.operations(field, &modifier!(written));
                 rule.request_headers = rule.request_headers.followed_by(&operations);

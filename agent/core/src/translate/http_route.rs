@@ -7,9 +7,9 @@ use culvert_api::HTTPRoute;
 use culvert_api::gateway_api::experimental::httproutes::{
     HttpRouteRules, HttpRouteRulesBackendRefs, HttpRouteRulesBackendRefsFiltersType as BackendFilter,
     HttpRouteRulesFilters, HttpRouteRulesFiltersRequestRedirectScheme as Scheme, HttpRouteRulesFiltersType as Filter,
-    HttpRouteRulesMatches, HttpRouteRulesMatchesHeadersType as HeaderKind,
-    HttpRouteRulesMatchesPathType as PathKind, HttpRouteRulesMatchesQueryParamsType as ParameterKind,
-    HttpRouteRulesSessionPersistence, HttpRouteRulesSessionPersistenceCookieConfigLifetimeType as Lifetime,
+    HttpRouteRulesMatches, HttpRouteRulesMatchesHeadersType as HeaderKind, HttpRouteRulesMatchesPathType as PathKind,
+    HttpRouteRulesMatchesQueryParamsType as ParameterKind, HttpRouteRulesSessionPersistence,
+    HttpRouteRulesSessionPersistenceCookieConfigLifetimeType as Lifetime,
     HttpRouteRulesSessionPersistenceType as SessionKind,
 };
 use http::HeaderName;
@@ -258,7 +258,8 @@ impl RouteReader<'_> {
             },
             Filter::RequestMirror => match &filter.request_mirror {
                 Some(mirror) => {
-                    let to = self.backend(&format!("{field}.requestMirror.backendRef"), &backend_ref!(mirror.backend_ref));
+                    let to =
+                        self.backend(&format!("{field}.requestMirror.backendRef"), &backend_ref!(mirror.backend_ref));
                     let fraction = mirror.fraction.as_ref().map(|part| (part.numerator, part.denominator));
                     self.mirror(field, rule, to, mirror.percent, fraction);
                 }

@@ -48,6 +48,11 @@ impl Resource {
             Kind::AuthorizationPolicy => vec![custom("security.istio.io", "authorizationpolicies", &ISTIO[..2])],
             Kind::PeerAuthentication => vec![custom("security.istio.io", "peerauthentications", &ISTIO[..2])],
             Kind::RequestAuthentication => vec![custom("security.istio.io", "requestauthentications", &ISTIO[..2])],
+            Kind::HTTPRoute => vec![custom("gateway.networking.k8s.io", "httproutes", &["v1", "v1beta1"])],
+            Kind::GRPCRoute => vec![custom("gateway.networking.k8s.io", "grpcroutes", &["v1", "v1alpha2"])],
+            Kind::TCPRoute => vec![custom("gateway.networking.k8s.io", "tcproutes", &["v1", "v1alpha2"])],
+            Kind::TLSRoute => vec![custom("gateway.networking.k8s.io", "tlsroutes", &["v1", "v1alpha3", "v1alpha2"])],
+            Kind::ReferenceGrant => vec![custom("gateway.networking.k8s.io", "referencegrants", &["v1", "v1beta1"])],
             Kind::DestinationRule => vec![custom("networking.istio.io", "destinationrules", ISTIO)],
             Kind::VirtualService => vec![custom("networking.istio.io", "virtualservices", ISTIO)],
         }

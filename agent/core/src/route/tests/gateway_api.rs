@@ -104,24 +104,45 @@ fn of_equals_the_older_route_comes_first_then_by_name() {
 
 #[test]
 fn every_filter_is_carried_out() {
-    let rule = |filter: &str| format!("- matches: [{{path: {{value: /a}}}}]\n  filters: [{filter}]\n  backendRefs: [{STOCK}]");
+    let rule =
+        |filter: &str| format!("- matches: [{{path: {{value: /a}}}}]\n  filters: [{filter}]\n  backendRefs: [{STOCK}]");
     for (filter, line, expected) in [
         (
             "{type: RequestRedirect, requestRedirect: {scheme: https, hostname: b.example, path: {type: ReplacePrefixMatch, replacePrefixMatch: /x}}}",
             "GET http://cart:80/a/c?q",
             "0: 302 https://b.example/x/c?q",
         ),
-        ("{type: RequestRedirect, requestRedirect: {port: 8443, statusCode: 301}}", "GET http://cart/a", "0: 301 http://cart:8443/a"),
+        (
+            "{type: RequestRedirect, requestRedirect: {port: 8443, statusCode: 301}}",
+            "GET http://cart/a",
+            "0: 301 http://cart:8443/a",
+        ),
         ("{type: RequestRedirect, requestRedirect: {hostname: b}}", "GET http://cart:81/a", "0: 302 http://b:81/a"),
         (
             "{type: URLRewrite, urlRewrite: {hostname: b.example, path: {type: ReplacePrefixMatch, replacePrefixMatch: /}}}",
             "GET http://cart/a/b",
             "0: stock.shop:8000 path /b host b.example",
         ),
-        ("{type: URLRewrite, urlRewrite: {path: {type: ReplaceFullPath, replaceFullPath: /x}}}", "GET http://cart/a/b?q", "0: stock.shop:8000 path /x?q"),
-        ("{type: RequestMirror, requestMirror: {backendRef: {name: cart, port: 81}}}", "GET http://cart/a", "0: stock.shop:8000 copy cart.shop:81"),
-        ("{type: RequestMirror, requestMirror: {backendRef: {name: cart, port: 81}, percent: 0}}", "GET http://cart/a", "0: stock.shop:8000"),
-        ("{type: RequestMirror, requestMirror: {backendRef: {name: cart, port: 81}, fraction: {numerator: 5, denominator: 5}}}", "GET http://cart/a", "0: stock.shop:8000 copy cart.shop:81"),
+        (
+            "{type: URLRewrite, urlRewrite: {path: {type: ReplaceFullPath, replaceFullPath: /x}}}",
+            "GET http://cart/a/b?q",
+            "0: stock.shop:8000 path /x?q",
+        ),
+        (
+            "{type: RequestMirror, requestMirror: {backendRef: {name: cart, port: 81}}}",
+            "GET http://cart/a",
+            "0: stock.shop:8000 copy cart.shop:81",
+        ),
+        (
+            "{type: RequestMirror, requestMirror: {backendRef: {name: cart, port: 81}, percent: 0}}",
+            "GET http://cart/a",
+            "0: stock.shop:8000",
+        ),
+        (
+            "{type: RequestMirror, requestMirror: {backendRef: {name: cart, port: 81}, fraction: {numerator: 5, denominator: 5}}}",
+            "GET http://cart/a",
+            "0: stock.shop:8000 copy cart.shop:81",
+        ),
     ] {
         assert_eq!(ask_http(&rule(filter), line, &[]), expected, "{filter}");
     }
@@ -197,10 +218,15 @@ fn a_reference_grant_lets_a_route_name_a_service_of_another_namespace() {
     use crate::mesh::tests::objects;
     let route = http("- backendRefs: [{name: stock, namespace: other, port: 9000}]");
     let grant = |kind: &str, from: &str, name: &str| {
-        object("ReferenceGrant", "grant", "other", &format!(
-            "  from: [{{group: gateway.networking.k8s.io, kind: {kind}, namespace: {from}}}]\n  \
+        object(
+            "ReferenceGrant",
+            "grant",
+            "other",
+            &format!(
+                "  from: [{{group: gateway.networking.k8s.io, kind: {kind}, namespace: {from}}}]\n  \
              to: [{{group: '', kind: Service{name}}}]"
-        ))
+            ),
+        )
     };
     let mut mesh = mesh(&format!("{MESH}{route}"));
     let ask = |mesh: &crate::mesh::Mesh| describe(&decide(&mesh.snapshot(), "GET http://cart/", &[], 1));
@@ -228,7 +254,10 @@ fn parents_take_a_route_or_say_why_not() {
         ("[{kind: Service, group: '', name: cart, port: 81}]", &["cart: Accepted=true ResolvedRefs=true"]),
         ("[{kind: Service, group: '', name: cart, port: 9}]", &["cart: NoMatchingParent=false ResolvedRefs=true"]),
         ("[{kind: Service, group: '', name: nobody}]", &["nobody: NoMatchingParent=false ResolvedRefs=true"]),
-        ("[{kind: Service, group: '', name: cart, sectionName: http}]", &["cart: NoMatchingParent=false ResolvedRefs=true"]),
+        (
+            "[{kind: Service, group: '', name: cart, sectionName: http}]",
+            &["cart: NoMatchingParent=false ResolvedRefs=true"],
+        ),
         (
             "[{kind: Service, group: '', name: stock, namespace: other}]",
             &["stock: NotAllowedByListeners=false ResolvedRefs=true"],
@@ -239,16 +268,22 @@ fn parents_take_a_route_or_say_why_not() {
         let expected: Vec<_> = expected.iter().map(|line| format!("HTTPRoute shop/r {line}")).collect();
         assert_eq!(statuses(&snapshot), expected, "{parents}");
     }
-    let port = with(&object("HTTPRoute", "r", "shop", &format!("{}{rules}", PARENT.replace("cart}", "cart, port: 81}"))));
+    let port =
+        with(&object("HTTPRoute", "r", "shop", &format!("{}{rules}", PARENT.replace("cart}", "cart, port: 81}"))));
     assert_eq!(describe(&decide(&port, "GET http://cart:81/", &[], 1)), "0: stock.shop:8000");
     assert_eq!(describe(&decide(&port, "GET http://cart:80/", &[], 1)), "-: 404 NR");
 }
 
 #[test]
 fn a_route_of_another_namespace_never_captures_a_service() {
-    let route = object("HTTPRoute", "r", "evil", &format!(
-        "  parentRefs: [{{group: '', kind: Service, name: cart, namespace: shop}}]\n  rules: [{{backendRefs: [{STOCK}]}}]"
-    ));
+    let route = object(
+        "HTTPRoute",
+        "r",
+        "evil",
+        &format!(
+            "  parentRefs: [{{group: '', kind: Service, name: cart, namespace: shop}}]\n  rules: [{{backendRefs: [{STOCK}]}}]"
+        ),
+    );
     assert_eq!(describe(&decide(&with(&route), "GET http://cart/", &[], 1)), "-: cart.shop:80");
 }
 
@@ -270,19 +305,32 @@ spec: {hosts: [api.example.com], ports: [{number: 80, name: http, protocol: HTTP
 #[test]
 fn what_is_not_supported_is_told_and_answers_500() {
     for (rule, reason) in [
-        (format!("- filters: [{{type: ExtensionRef, extensionRef: {{group: g, kind: k, name: n}}}}]\n  backendRefs: [{STOCK}]"), "UnsupportedValue"),
         (
-            format!("- filters: [{{type: URLRewrite, urlRewrite: {{hostname: a}}}}, {{type: RequestRedirect, requestRedirect: {{hostname: b}}}}]\n  backendRefs: [{STOCK}]"),
+            format!(
+                "- filters: [{{type: ExtensionRef, extensionRef: {{group: g, kind: k, name: n}}}}]\n  backendRefs: [{STOCK}]"
+            ),
+            "UnsupportedValue",
+        ),
+        (
+            format!(
+                "- filters: [{{type: URLRewrite, urlRewrite: {{hostname: a}}}}, {{type: RequestRedirect, requestRedirect: {{hostname: b}}}}]\n  backendRefs: [{STOCK}]"
+            ),
             "IncompatibleFilters",
         ),
-        (format!("- filters: [{{type: RequestRedirect, requestRedirect: {{hostname: 'a b'}}}}]\n  backendRefs: [{STOCK}]"), "UnsupportedValue"),
+        (
+            format!(
+                "- filters: [{{type: RequestRedirect, requestRedirect: {{hostname: 'a b'}}}}]\n  backendRefs: [{STOCK}]"
+            ),
+            "UnsupportedValue",
+        ),
         ("- filters: [{type: RequestRedirect, requestRedirect: {statusCode: 300}}]".to_owned(), "UnsupportedValue"),
     ] {
         let snapshot = with(&http(&rule));
         assert_eq!(describe(&decide(&snapshot, "GET http://cart/", &[], 1)), "0: 500 NR", "{rule}");
         assert_eq!(statuses(&snapshot), [format!("HTTPRoute shop/cart cart: {reason}=false ResolvedRefs=true")]);
     }
-    let regex = http(&format!("- matches: [{{path: {{type: RegularExpression, value: '('}}}}]\n  backendRefs: [{STOCK}]"));
+    let regex =
+        http(&format!("- matches: [{{path: {{type: RegularExpression, value: '('}}}}]\n  backendRefs: [{STOCK}]"));
     assert_eq!(statuses(&with(&regex)), ["HTTPRoute shop/cart cart: UnsupportedValue=false ResolvedRefs=true"]);
 }
 
@@ -322,7 +370,12 @@ fn tcp_and_tls_routes_take_connections() {
     assert_eq!(connect(&tcp, None), "stock.shop:8000");
     let gone = tcp.replace("name: stock", "name: nobody");
     assert_eq!(connect(&gone, None), "500");
-    let tls = object("TLSRoute", "t", "shop", &format!("  hostnames: ['*.a.example']\n{PARENT}  rules: [{{backendRefs: [{STOCK}]}}]"));
+    let tls = object(
+        "TLSRoute",
+        "t",
+        "shop",
+        &format!("  hostnames: ['*.a.example']\n{PARENT}  rules: [{{backendRefs: [{STOCK}]}}]"),
+    );
     assert_eq!(connect(&tls, Some("x.a.example")), "stock.shop:8000");
     assert_eq!((connect(&tls, Some("b.example")), connect(&tls, None)), ("cart.shop:80".into(), "cart.shop:80".into()));
 }
