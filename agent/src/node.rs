@@ -38,8 +38,9 @@ use crate::workers::Workers;
 use ending::Ending;
 use objects::Followers;
 
-/// When the pods that were there at the start are served, after their objects are known.
-const STARTED_AFTER: Duration = Duration::from_secs(1);
+/// When the pods that were there at the start are served, after their objects are known; and from then, when an API
+/// server has told of all of its objects.
+const STARTED_AFTER: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(10)];
 
 /// A node agent that is ready to run: configuration read, programs loaded, ports bound.
 pub struct Node {
@@ -247,15 +248,18 @@ async fn begin(lifecycle: Arc<Option<Lifecycle>>) {
     }
 }
 
-/// Gives back what starting took of memory, once that is over.
+/// Gives back what starting took of memory, once that is over: when what is known has been taken in, and again when an
+/// agent that started from what an earlier one wrote down has had the time to read it all anew.
 async fn release_memory(mut is_loaded: watch::Receiver<bool>) {
     if is_loaded.wait_for(|loaded| *loaded).await.is_err() {
         return;
     }
-    tokio::time::sleep(STARTED_AFTER).await;
-    // A panic was reported by the runtime.
-    if let Ok(Err(error)) = tokio::task::spawn_blocking(redirect::memory::release).await {
-        tracing::debug!(%error, "the memory that starting took is not given back");
+    for after in STARTED_AFTER {
+        tokio::time::sleep(after).await;
+        // A panic was reported by the runtime.
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(redirect::memory::release).await {
+            tracing::debug!(%error, "the memory that starting took is not given back");
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! What starting took of memory and serving does not need, given back once.
+//! What starting took of memory and serving does not need, given back.
 //!
 //! Most of what an agent that has just started has resident is its own text: with each page that is touched the kernel
 //! maps those around it, and reading configuration touches much that is not needed again. What is needed again comes
