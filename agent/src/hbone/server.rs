@@ -64,5 +64,6 @@ pub async fn accept<A: Accept + 'static>(
     let chain = std::mem::take(&mut established.peer);
     let evidence = Evidence::new(chain, Usage::Client, now, &peer.identity, trusted);
     let (tunnel, handle) = Tunnel::new(established, Role::Server(Arc::new(acceptor(peer))), MAX_STREAMS, buffers);
+    let tunnel = tunnel.leaving_in(evidence.life());
     Ok((tunnel, Vetted::new(handle, evidence)))
 }

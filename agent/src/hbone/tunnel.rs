@@ -234,6 +234,8 @@ pub struct Tunnel {
     heard: Instant,
     /// When the tunnel last carried something.
     busy: Instant,
+    /// When the peer has to prove anew who it is, in another tunnel.
+    leave_at: Option<Instant>,
     /// When the peer will have heard of the first GOAWAY, once it is said.
     last_call: Option<Instant>,
     /// Everything is said: nothing is read or written any more but for the end of the connection.
@@ -272,12 +274,21 @@ impl Tunnel {
             next_ping: now + PING_EVERY,
             heard: now,
             busy: now,
+            leave_at: None,
             last_call: None,
             lingering: None,
             outlived: None,
             orphaned: false,
         };
         (tunnel, Handle { commands: sender, shared })
+    }
+
+    /// Has it take no new streams after `life`, that of the peer's certificate: nothing begins on the word of one that has
+    /// ended. Taking out a root whose certificates have ended then closes no younger connection.
+    pub fn leaving_in(mut self, life: Duration) -> Self {
+        // One that far away is never reached.
+        self.leave_at = Instant::now().checked_add(life);
+        self
     }
 }
 

@@ -9,6 +9,8 @@ use smallvec::SmallVec;
 use webpki::EndEntityCert;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::certificate::system_time;
+
 /// A certificate of the mesh has one; more than this many URI names are not looked at.
 const MAX_URI_NAMES: usize = 16;
 
@@ -122,6 +124,12 @@ pub fn peer_identities(chain: &[CertificateDer<'_>]) -> Result<SmallVec<[Identit
     let leaf = EndEntityCert::try_from(leaf).map_err(|_| PeerError::Malformed)?;
     let names = leaf.valid_uri_names().take(MAX_URI_NAMES);
     Ok(names.filter_map(|name| name.parse().ok()).collect())
+}
+
+/// When the leaf of `chain` ends; `None` if it cannot be parsed.
+pub(super) fn not_after(chain: &[CertificateDer<'_>]) -> Option<SystemTime> {
+    let (_, leaf) = X509Certificate::from_der(chain.first()?).ok()?;
+    Some(system_time(leaf.validity().not_after.timestamp()))
 }
 
 fn valid_identities(chain: &[CertificateDer<'_>], now: SystemTime) -> Result<SmallVec<[Identity; 1]>, PeerError> {

@@ -2,12 +2,13 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use culvert_core::identity::Identity;
 use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
 
+use super::peer::not_after;
 use super::tls::verify_chain;
 use super::{TlsProblem, TrustDomains};
 use crate::ca::{TrustBundle, Usage, unix_time};
@@ -58,8 +59,8 @@ impl TrustWatch {
 
 /// What a peer was let in on, to ask again when the mesh trusts others.
 ///
-/// Not whether its certificate is still valid by the clock: a tunnel may outlive the certificate that it began with, as
-/// in Istio.
+/// Not whether its certificate is still valid by the clock: what a tunnel carries may outlive the certificate that it
+/// began with, as in Istio. What comes later goes through another one, see [`life`](Self::life).
 #[derive(Debug)]
 pub struct Evidence {
     chain: Box<[CertificateDer<'static>]>,
@@ -92,6 +93,12 @@ impl Evidence {
     ) -> Self {
         let domain = domains.contains(&identity.trust_domain).then(|| identity.trust_domain.clone());
         Self { chain: chain.into(), usage, at, domain }
+    }
+
+    /// How long, from when it was let in, the certificate of the peer lasts.
+    pub fn life(&self) -> Duration {
+        let end = not_after(&self.chain).unwrap_or(self.at);
+        end.duration_since(self.at).unwrap_or_default()
     }
 
     /// Whether the peer would be let in under `trust`.

@@ -186,6 +186,7 @@ impl Pool {
         let Dialled { established, evidence, seen } = dialled;
         let role = Role::Client(Arc::new(Again { pool: Arc::downgrade(&self.0), key: key.clone() }));
         let (tunnel, handle) = Tunnel::new(established, role, MAX_STREAMS, &self.0.buffers);
+        let tunnel = tunnel.leaving_in(evidence.life());
         let vetted = Vetted::new(handle, evidence);
         self.0.list(key, worker, vetted, &seen);
         // Through the pool again: there may be more than one tunnel takes.

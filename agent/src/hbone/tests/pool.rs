@@ -32,9 +32,13 @@ struct Scene {
 
 impl Scene {
     async fn new() -> Self {
+        Self::with(StoreOptions::default()).await
+    }
+
+    async fn with(options: StoreOptions) -> Self {
         let root = Root::new("root");
         let ca = ScriptedCa::new(&root, Arc::new(SystemClock));
-        let store = CertificateStore::new(ca.clone(), StoreOptions::default());
+        let store = CertificateStore::new(ca.clone(), options);
         let identity = Identity::new("cluster.local", "shop", "cart");
         let certificate = store.fetch(&identity).await.unwrap();
         let (here, frozen) = (Account::new(), Arc::new(AtomicUsize::new(0)));
@@ -122,6 +126,29 @@ fn a_tunnel_to_a_server_whose_certificate_is_revoked_ends_with_what_it_carries()
         while scene.pool.usable() > 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    });
+}
+
+#[test]
+fn a_tunnel_takes_nothing_new_once_the_servers_certificate_has_ended_and_finishes_what_it_carries() {
+    run_within(DAY, async {
+        let scene = Scene::with(StoreOptions { ttl: Duration::from_secs(60), ..StoreOptions::default() }).await;
+        let mut old = scene.dial(&scene.key).await;
+        converse(&mut old).await;
+        let tunnels = || scene.pool.tunnels().len();
+        pause_and_walk();
+        tokio::time::sleep(Duration::from_secs(50)).await;
+        let mut young = scene.dial(&scene.key).await;
+        converse(&mut young).await;
+        assert_eq!((tunnels(), scene.pool.usable()), (1, 1), "there is time left");
+
+        tokio::time::sleep(Duration::from_secs(11)).await;
+        assert_eq!((tunnels(), scene.pool.usable()), (1, 0));
+        let mut new = scene.dial(&scene.key).await;
+        for app in [&mut old, &mut young, &mut new] {
+            converse(app).await;
+        }
+        assert_eq!((tunnels(), scene.pool.usable()), (2, 1));
     });
 }
 

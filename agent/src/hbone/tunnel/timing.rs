@@ -22,7 +22,11 @@ impl Tunnel {
             self.next_ping = now + PING_EVERY;
             self.ping(now)?;
         }
-        let due = [self.mux.expire(now), self.end_last_call(now)];
+        if self.leave_at.is_some_and(|at| at <= now) {
+            self.leave_at = None;
+            self.leave();
+        }
+        let due = [self.mux.expire(now), self.end_last_call(now), self.leave_at];
         let next = due.into_iter().flatten().fold(self.next_ping, Instant::min);
         self.timer.as_mut().reset(next);
         Ok(true)
