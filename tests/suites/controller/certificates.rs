@@ -66,7 +66,7 @@ async fn a_node_is_given_what_runs_there_and_every_other_token_and_csr_is_refuse
     let cart = "spiffe://cluster.local/ns/shop/sa/cart";
     let web = "spiffe://cluster.local/ns/shop/sa/web";
     for (name, token, account, csr, reason, logged) in [
-        ("audience", &audience, "cart", csr(&[]), "token", "audience"),
+        ("audience", &audience, "cart", csr(&[]), "audience", "is for other audiences"),
         ("unbound", &unbound, "cart", csr(&[]), "unbound_token", "is bound to no pod"),
         ("expired", &expired, "cart", csr(&[]), "token", "does not accept the token"),
         ("deleted", &deleted, "cart", csr(&[]), "token", "does not accept the token"),
