@@ -26,6 +26,8 @@ const CHANGES: usize = 1_000;
 const IDLE: Duration = Duration::from_secs(30);
 /// Agents write what has changed to their disk once a second: a killed one has the last policy deleted there as well.
 const SAVED: Duration = Duration::from_secs(3);
+/// After this an agent that is ready has given back what starting took of memory.
+const GIVEN_BACK: Duration = Duration::from_secs(12);
 /// The API server's name for the agent.
 const USER: &str = "agent";
 
@@ -94,6 +96,7 @@ impl World<'_> {
         eventually(LIMIT, "an answer through the mesh", || self.is_answered().then_some(()))?;
         let took = started.elapsed().as_secs_f64();
         report.memory(&format!("10k pods of an API server: serving, {how}"), "s", took);
+        thread::sleep(GIVEN_BACK);
         report.memory(&format!("10k pods of an API server: RSS, {how}"), "MB", settled(&agent)?.0 / 1e6);
         Ok(agent)
     }
