@@ -44,7 +44,7 @@ pub use datagram::Replies;
 pub use error::{EnrolError, LoadError, WriteError};
 pub use listen::{DnsListeners, Listeners};
 use netns::Netns;
-pub use netns::{Family, PodNetns};
+pub use netns::{Family, PodNetns, begin_connect};
 use pins::Pins;
 use pods::Shared;
 pub use pods::{EnrolledPod, PreparedPod};

@@ -305,12 +305,9 @@ impl Drop for Tunnel {
     fn drop(&mut self) {
         self.shared.draining.store(true, Ordering::Relaxed);
         self.mux.fail(|_| true, CUT_OFF, ResponseFlags::None);
-        self.commands.close();
-        while let Ok(command) = self.commands.try_recv() {
-            if let Command::Open(open) = command {
-                self.shared.streams.fetch_sub(1, Ordering::Relaxed);
-                open.refuse(Outcome::error(CUT_OFF));
-            }
+        while let Some(open) = self.unopened() {
+            self.shared.streams.fetch_sub(1, Ordering::Relaxed);
+            open.refuse(Outcome::error(CUT_OFF));
         }
     }
 }

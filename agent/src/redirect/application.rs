@@ -11,7 +11,7 @@ use culvert_ebpf_common::STEERING_MARK;
 use rand::Rng;
 use socket2::Socket;
 
-use super::netns::{Family, PodNetns, set_int};
+use super::netns::{Family, PodNetns, begin_connect, set_int};
 
 /// Their source ports: outside what clients use (32768 and up, IANA's and Linux's ephemeral ports), because
 /// `(client address, client port)` may be taken by the agent's own accepted socket. `IP_LOCAL_PORT_RANGE` (Linux 6.3)
@@ -76,10 +76,7 @@ fn ports() -> impl Iterator<Item = u16> {
 
 fn connect_from(socket: &Socket, from: SocketAddr, to: SocketAddr) -> io::Result<()> {
     socket.bind(&from.into())?;
-    match socket.connect(&to.into()) {
-        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok(()),
-        result => result,
-    }
+    begin_connect(socket, to)
 }
 
 /// By a listener (bind), or by a connection to the same place (connect).

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
@@ -174,6 +174,17 @@ impl PodNetns {
         let socket = self.netns.enter(open)??;
         socket.set_mark(DNS_MARK)?;
         Ok(socket)
+    }
+}
+
+/// Starts to connect a nonblocking socket, which may take until later.
+///
+/// # Errors
+/// What the kernel says at once.
+pub fn begin_connect(socket: &Socket, to: SocketAddr) -> io::Result<()> {
+    match socket.connect(&to.into()) {
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok(()),
+        result => result,
     }
 }
 

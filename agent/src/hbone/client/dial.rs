@@ -13,7 +13,7 @@ use super::Key;
 use crate::ca::Usage;
 use crate::hbone::handshake::{self, Established, HandshakeError};
 use crate::identity::{CertificateHandle, Clock, Evidence, PeerError, TlsProblem, Trust, TrustWatch, verify_server};
-use crate::redirect::{Family, PodNetns};
+use crate::redirect::{Family, PodNetns, begin_connect};
 use crate::telemetry::ResponseFlags;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -174,10 +174,6 @@ pub async fn connected(stream: TcpStream) -> io::Result<TcpStream> {
 /// # Errors
 /// What the kernel says at once.
 pub fn start_connect(socket: Socket, peer: SocketAddr) -> io::Result<TcpStream> {
-    match socket.connect(&peer.into()) {
-        Ok(()) => {}
-        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
-        Err(error) => return Err(error),
-    }
+    begin_connect(&socket, peer)?;
     TcpStream::from_std(socket.into())
 }

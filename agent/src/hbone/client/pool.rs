@@ -46,7 +46,7 @@ struct Inner {
 
 #[derive(Default)]
 struct Entry {
-    tunnels: Vec<(usize, Vetted)>,
+    tunnels: Vec<Vetted>,
     /// A tunnel is being dialled; these wait for it.
     dialling: Option<Waiting>,
 }
@@ -107,7 +107,7 @@ impl Pool {
         }
         let entry = entries.entry(key.clone()).or_default();
         // Those that take nothing new stay as long as they carry something, or no revocation would find them.
-        entry.tunnels.retain(|(_, vetted)| !vetted.tunnel.is_gone());
+        entry.tunnels.retain(|vetted| !vetted.tunnel.is_gone());
         let (usable, was_dialling) = (entry.usable(), entry.dialling.is_some());
         let refused = entry.place(open, self.0.workers.count());
         let dials = entry.dialling.is_some() && !was_dialling;
@@ -136,7 +136,7 @@ impl Pool {
     /// The tunnels there are, those that drain among them, to be vetted. A copy: to verify chains takes its time.
     pub fn tunnels(&self) -> Vec<Vetted> {
         let entries = self.0.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        entries.values().flat_map(|entry| &entry.tunnels).map(|(_, vetted)| vetted.clone()).collect()
+        entries.values().flat_map(|entry| &entry.tunnels).cloned().collect()
     }
 
     /// Whether no tunnel is left, nor one on its way.
@@ -168,10 +168,10 @@ impl Pool {
                 _ = draining.wait_for(|draining| *draining) => None,
                 dialled = pool.0.dialler.dial(&key) => Some(dialled),
             };
-            let Some(dialled) = dialled else { return pool.0.forget_closed(&key) };
             match dialled {
-                Ok(dialled) => pool.run(&key, worker, dialled).await,
-                Err(error) => {
+                None => pool.0.forget_closed(&key),
+                Some(Ok(dialled)) => pool.run(&key, dialled).await,
+                Some(Err(error)) => {
                     let why = error.to_string();
                     for open in pool.0.end_dial(&key) {
                         open.refuse(Outcome::failed(error.flags(), why.clone()));
@@ -182,13 +182,13 @@ impl Pool {
     }
 
     /// Runs a tunnel that has been dialled, until it ends.
-    async fn run(&self, key: &Key, worker: usize, dialled: Dialled) {
+    async fn run(&self, key: &Key, dialled: Dialled) {
         let Dialled { established, evidence, seen } = dialled;
         let role = Role::Client(Arc::new(Again { pool: Arc::downgrade(&self.0), key: key.clone() }));
         let (tunnel, handle) = Tunnel::new(established, role, MAX_STREAMS, &self.0.buffers);
         let tunnel = tunnel.leaving_in(evidence.life());
         let vetted = Vetted::new(handle, evidence);
-        self.0.list(key, worker, vetted, &seen);
+        self.0.list(key, vetted, &seen);
         // Through the pool again: there may be more than one tunnel takes.
         for open in self.0.end_dial(key) {
             self.open(key.clone(), open);
@@ -205,7 +205,7 @@ impl Entry {
     /// can be.
     fn place(&mut self, mut open: Box<Open>, workers: usize) -> Result<(), (Box<Open>, &'static str)> {
         let usable = self.usable();
-        let with_room = self.tunnels.iter().map(|(_, vetted)| &vetted.tunnel).filter(|tunnel| tunnel.has_room());
+        let with_room = self.tunnels.iter().map(|vetted| &vetted.tunnel).filter(|tunnel| tunnel.has_room());
         if let Some(best) = with_room.min_by_key(|tunnel| tunnel.streams()) {
             if best.streams() >= SPREAD_AT && usable < workers {
                 self.dialling.get_or_insert_default();
@@ -233,7 +233,7 @@ impl Entry {
     }
 
     fn handles(&self) -> impl Iterator<Item = &Handle> {
-        self.tunnels.iter().map(|(_, vetted)| &vetted.tunnel)
+        self.tunnels.iter().map(|vetted| &vetted.tunnel)
     }
 
     /// How many tunnels take new streams.
@@ -244,14 +244,14 @@ impl Entry {
 
 impl Inner {
     /// Puts a tunnel on the list.
-    fn list(&self, key: &Key, worker: usize, vetted: Vetted, seen: &Trust) {
+    fn list(&self, key: &Key, vetted: Vetted, seen: &Trust) {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         // A change of trust, or a drain, between the handshake and the listing has not found the tunnel on the list.
         vetted.vet_if_changed(seen, &self.dialler.trust.now());
         if *self.draining.borrow() {
             vetted.tunnel.drain();
         }
-        entries.entry(key.clone()).or_default().tunnels.push((worker, vetted));
+        entries.entry(key.clone()).or_default().tunnels.push(vetted);
     }
 
     /// Dialling `key` is over: returns those that waited for it.
@@ -269,7 +269,7 @@ impl Inner {
     fn forget_closed(&self, key: &Key) {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(entry) = entries.get_mut(key) {
-            entry.tunnels.retain(|(_, vetted)| !vetted.tunnel.is_gone());
+            entry.tunnels.retain(|vetted| !vetted.tunnel.is_gone());
             if entry.tunnels.is_empty() && entry.dialling.is_none() {
                 entries.remove(key);
             }

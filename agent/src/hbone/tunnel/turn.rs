@@ -8,7 +8,7 @@ use culvert_core::hbone::h2::ErrorCode;
 use tokio::time::Instant;
 
 use super::mux::{Batch, flags_of};
-use super::{Command, Tunnel, TunnelError};
+use super::{Command, Open, Tunnel, TunnelError};
 use crate::hbone::outgoing::Outgoing;
 use crate::hbone::scratch::Scratch;
 
@@ -170,10 +170,17 @@ impl Tunnel {
 
     /// Sends elsewhere what has been given to a tunnel that carries nothing more.
     fn hand_back(&mut self) {
+        while let Some(open) = self.unopened() {
+            self.mux.open(open);
+        }
+    }
+
+    /// The next that was given to a tunnel that takes nothing any more, and that it has not begun with.
+    pub(super) fn unopened(&mut self) -> Option<Box<Open>> {
         self.commands.close();
-        while let Ok(command) = self.commands.try_recv() {
-            if let Command::Open(open) = command {
-                self.mux.open(open);
+        loop {
+            if let Command::Open(open) = self.commands.try_recv().ok()? {
+                return Some(open);
             }
         }
     }

@@ -63,6 +63,17 @@ impl Peer {
             }
         }
     }
+
+    async fn hear_the_end(&mut self) {
+        while self.hear().await {}
+    }
+
+    /// Says that it goes, and hears what the server has to say to that.
+    async fn leave(&mut self) {
+        self.h2.go_away(ErrorCode::NO_ERROR);
+        self.say().await;
+        self.hear_the_end().await;
+    }
 }
 
 impl Server {
@@ -129,7 +140,7 @@ fn a_peer_that_does_not_answer_the_last_call_hears_the_end_of_it_a_second_later(
         peer.hear().await;
         let started = Instant::now();
         server.drain();
-        while peer.hear().await {}
+        peer.hear_the_end().await;
         assert_eq!(peer.go_aways, [0x7fff_ffff, 0]);
         assert!(started.elapsed() > Duration::from_millis(990), "{:?}", started.elapsed());
     });
@@ -154,7 +165,7 @@ fn the_last_bytes_reach_a_peer_that_reads_late_and_goes_on_talking() {
         peer.h2.ping(*b"too late");
         peer.say().await;
         tokio::time::sleep(Duration::from_millis(50)).await;
-        while peer.hear().await {}
+        peer.hear_the_end().await;
         assert_eq!(peer.data, 60_000);
         drop(peer);
         server.time_to_close().await;
@@ -196,9 +207,7 @@ fn a_peer_that_does_not_close_is_waited_for_two_seconds() {
         let certificate = certificate().await;
         let server = Server::start(&certificate).await;
         let mut peer = Peer::connect(&server, &certificate).await;
-        peer.h2.go_away(ErrorCode::NO_ERROR);
-        peer.say().await;
-        while peer.hear().await {}
+        peer.leave().await;
         let took = server.time_to_close().await;
         assert!((1500..5000).contains(&took.as_millis()), "{took:?}");
     });
@@ -210,9 +219,7 @@ fn a_peer_that_talks_for_ever_after_the_end_is_cut_off() {
         let certificate = certificate().await;
         let server = Server::start(&certificate).await;
         let mut peer = Peer::connect(&server, &certificate).await;
-        peer.h2.go_away(ErrorCode::NO_ERROR);
-        peer.say().await;
-        while peer.hear().await {}
+        peer.leave().await;
         let (tcp, _) = peer.tls.get_mut();
         let (mut sent, piece) = (0usize, vec![0; 1 << 20]);
         while tcp.write_all(&piece).await.is_ok() {
