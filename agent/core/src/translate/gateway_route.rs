@@ -66,6 +66,11 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) service_entry: &'a dyn Fn(&NamespacedName) -> Vec<ServiceKey>,
 }
 
+/// The most rules, the most matches of one, and the most parents, by the CRDs.
+pub(crate) const MAX_RULES: usize = 16;
+pub(crate) const MAX_MATCHES: usize = 64;
+const MAX_PARENTS: usize = 64;
+
 /// Reads one route.
 pub(crate) struct RouteReader<'a> {
     pub(crate) object: ObjectRef,
@@ -119,6 +124,11 @@ macro_rules! parents {
 }
 parents!(HttpRouteParentRefs, GrpcRouteParentRefs, TcpRouteParentRefs, TlsRouteParentRefs);
 
+/// A share, 1 where it is not said.
+pub(crate) fn weight(written: Option<i32>) -> u32 {
+    u32::try_from(written.unwrap_or(1)).unwrap_or(0)
+}
+
 impl<'a> RouteReader<'a> {
     pub(crate) fn new(object: ObjectRef, created: Created, around: &'a Surroundings<'a>) -> Self {
         let facts = GatewayRouteFacts { created, ..GatewayRouteFacts::default() };
@@ -143,12 +153,22 @@ impl<'a> RouteReader<'a> {
         text
     }
 
+    /// The first `most` of `list`; notes that the others are left out.
+    pub(crate) fn at_most<'l, T>(&mut self, most: usize, field: &str, list: &'l [T]) -> &'l [T] {
+        if list.len() > most {
+            let message = format!("{field} has {} entries, of which only the first {most} count: split it", list.len());
+            self.unsupported("UnsupportedValue", message);
+        }
+        &list[..list.len().min(most)]
+    }
+
     /// What the route says, once its rules are read.
-    pub(crate) fn finish<'p, P: 'p>(mut self, parents: impl IntoIterator<Item = &'p P>) -> GatewayRouteFacts
+    pub(crate) fn finish<P>(mut self, parents: Option<&Vec<P>>) -> GatewayRouteFacts
     where
-        ParentRef: From<&'p P>,
+        ParentRef: for<'p> From<&'p P>,
     {
-        for parent in parents.into_iter().take(64).map(ParentRef::from) {
+        let parents = parents.map(Vec::as_slice).unwrap_or_default();
+        for parent in self.at_most(MAX_PARENTS, "spec.parentRefs", parents).iter().map(ParentRef::from) {
             let Some(found) = self.parent(&parent) else { continue };
             let accepted = match (found, &self.unsupported) {
                 (Err(condition), _) => condition,

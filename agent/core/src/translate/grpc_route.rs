@@ -2,17 +2,16 @@
 
 use culvert_api::GRPCRoute;
 use culvert_api::gateway_api::experimental::grpcroutes::{
-    GrpcRouteRules, GrpcRouteRulesBackendRefsFiltersType as BackendFilter, GrpcRouteRulesFilters,
+    GrpcRouteRules, GrpcRouteRulesBackendRefsFiltersType as BackendKind, GrpcRouteRulesFilters,
     GrpcRouteRulesFiltersType as Filter, GrpcRouteRulesMatches, GrpcRouteRulesMatchesHeadersType as HeaderKind,
     GrpcRouteRulesMatchesMethodType as MethodKind,
 };
 
-use super::gateway_route::filters::modifier;
-use super::gateway_route::{GatewayRouteFacts, RouteReader, Surroundings, backend_ref};
+use super::gateway_route::filters::{modifier, shared_backend};
+use super::gateway_route::{GatewayRouteFacts, MAX_MATCHES, MAX_RULES, RouteReader, Surroundings, backend_ref};
 use super::http_route::below;
 use super::values::shown;
-use crate::route::headers::HeaderOps;
-use crate::route::http::{HttpAction, HttpRule, WeightedBackend};
+use crate::route::http::{HttpAction, HttpRule};
 use crate::route::matcher::{HttpMatch, PathMatcher, UriMatch};
 
 /// Reads `object`.
@@ -22,48 +21,18 @@ pub(crate) fn translate(
     around: &Surroundings<'_>,
 ) -> GatewayRouteFacts {
     let mut reader = RouteReader::new(reference, super::metadata::created(&object.metadata), around);
-    for (at, rule) in object.spec.rules.iter().flatten().take(16).enumerate() {
+    let rules = object.spec.rules.as_deref().unwrap_or_default();
+    for (at, rule) in reader.at_most(MAX_RULES, "spec.rules", rules).iter().enumerate() {
         reader.grpc_rule(at, rule);
     }
-    reader.finish(object.spec.parent_refs.iter().flatten())
+    reader.finish(object.spec.parent_refs.as_ref())
 }
 
 impl RouteReader<'_> {
     fn grpc_rule(&mut self, at: usize, written: &GrpcRouteRules) {
         let field = format!("spec.rules[{at}]");
-        let mut backends = Vec::new();
-        for (at, backend) in written.backend_refs.iter().flatten().enumerate() {
-            let field = format!("{field}.backendRefs[{at}]");
-            let destination = self.backend(&field, &backend_ref!(backend));
-            let (mut request, mut response) = (HeaderOps::default(), HeaderOps::default());
-            for filter in backend.filters.iter().flatten() {
-                match (&filter.r#type, &filter.request_header_modifier, &filter.response_header_modifier) {
-                    (BackendFilter::RequestHeaderModifier, Some(written), _) => {
-                        request = request.followed_by(&self.operations(&field, &modifier!(written)));
-                    }
-                    (BackendFilter::ResponseHeaderModifier, _, Some(written)) => {
-                        response = response.followed_by(&self.operations(&field, &modifier!(written)));
-                    }
-                    _ => {
-                        let message = format!("{field}.filters: a backend may only have header modifiers");
-                        self.unsupported("UnsupportedValue", message);
-                    }
-                }
-            }
-            let weight = u32::try_from(backend.weight.unwrap_or(1)).unwrap_or(0);
-            if weight > 0 {
-                backends.push(WeightedBackend {
-                    weight,
-                    request_headers: request,
-                    response_headers: response,
-                    ..WeightedBackend::all(destination)
-                });
-            }
-        }
-        let action = match backends.is_empty() {
-            true => HttpAction::Invalid(format!("{field}.backendRefs has no backend with a weight").into()),
-            false => HttpAction::Forward(backends),
-        };
+        let backends = written.backend_refs.iter().flatten();
+        let action = self.forward(&field, backends.map(|backend| shared_backend!(backend, BackendKind)));
         let mut rule = HttpRule::new(self.object.clone(), at, action);
         rule.name = written.name.as_deref().unwrap_or_default().into();
         for (at, filter) in written.filters.iter().flatten().enumerate() {
@@ -72,7 +41,8 @@ impl RouteReader<'_> {
         match written.matches.as_deref().unwrap_or_default() {
             [] => self.http_push(rule, HttpMatch { uri: Some(below("")), ..HttpMatch::default() }, 0, 0),
             matches => {
-                for (position, matched) in matches.iter().take(64).enumerate() {
+                let matches = self.at_most(MAX_MATCHES, &format!("{field}.matches"), matches);
+                for (position, matched) in matches.iter().enumerate() {
                     let field = format!("{field}.matches[{position}]");
                     if let Some((matched, length)) = self.grpc_match(&field, matched) {
                         self.http_push(rule.clone(), matched, position, length);

@@ -5,27 +5,24 @@ use std::sync::Arc;
 
 use culvert_api::HTTPRoute;
 use culvert_api::gateway_api::experimental::httproutes::{
-    HttpRouteRules, HttpRouteRulesBackendRefs, HttpRouteRulesBackendRefsFiltersType as BackendFilter,
-    HttpRouteRulesFilters, HttpRouteRulesFiltersRequestRedirectScheme as Scheme, HttpRouteRulesFiltersType as Filter,
-    HttpRouteRulesMatches, HttpRouteRulesMatchesHeadersType as HeaderKind, HttpRouteRulesMatchesPathType as PathKind,
+    HttpRouteRules, HttpRouteRulesBackendRefsFiltersType as BackendKind, HttpRouteRulesFilters,
+    HttpRouteRulesFiltersRequestRedirectScheme as Scheme, HttpRouteRulesFiltersType as Filter, HttpRouteRulesMatches,
+    HttpRouteRulesMatchesHeadersType as HeaderKind, HttpRouteRulesMatchesPathType as PathKind,
     HttpRouteRulesMatchesQueryParamsType as ParameterKind, HttpRouteRulesSessionPersistence,
     HttpRouteRulesSessionPersistenceCookieConfigLifetimeType as Lifetime,
     HttpRouteRulesSessionPersistenceType as SessionKind,
 };
 use http::HeaderName;
 
-use super::gateway_route::filters::modifier;
-use super::gateway_route::{GatewayRouteFacts, Precedence, RouteReader, Surroundings, backend_ref};
+use super::gateway_route::filters::{modifier, shared_backend};
+use super::gateway_route::{
+    GatewayRouteFacts, MAX_MATCHES, MAX_RULES, Precedence, RouteReader, Surroundings, backend_ref,
+};
 use super::values::{duration, shown};
-use crate::route::headers::HeaderOps;
-use crate::route::http::{HttpAction, HttpRule, SessionPersistence, WeightedBackend};
+use crate::route::http::{HttpAction, HttpRule, SessionPersistence};
 use crate::route::matcher::{HeaderMatch, HttpMatch, ParameterMatch, PathMatcher, UriMatch};
 use crate::route::pattern::{Expression, StringMatcher};
 use crate::route::retry::{MAX_ATTEMPTS, RetryOn};
-
-/// The most rules, and the most matches of one, by the CRD.
-const MAX_RULES: usize = 16;
-const MAX_MATCHES: usize = 64;
 
 /// Reads `object`.
 pub(crate) fn translate(
@@ -34,16 +31,18 @@ pub(crate) fn translate(
     around: &Surroundings<'_>,
 ) -> GatewayRouteFacts {
     let mut reader = RouteReader::new(reference, super::metadata::created(&object.metadata), around);
-    for (at, rule) in object.spec.rules.iter().flatten().take(MAX_RULES).enumerate() {
+    let rules = object.spec.rules.as_deref().unwrap_or_default();
+    for (at, rule) in reader.at_most(MAX_RULES, "spec.rules", rules).iter().enumerate() {
         reader.http_rule(at, rule);
     }
-    reader.finish(object.spec.parent_refs.iter().flatten())
+    reader.finish(object.spec.parent_refs.as_ref())
 }
 
 impl RouteReader<'_> {
     fn http_rule(&mut self, at: usize, written: &HttpRouteRules) {
         let field = format!("spec.rules[{at}]");
-        let action = self.http_backends(&field, written);
+        let backends = written.backend_refs.iter().flatten();
+        let action = self.forward(&field, backends.map(|backend| shared_backend!(backend, BackendKind)));
         let mut rule = HttpRule::new(self.object.clone(), at, action);
         rule.name = written.name.as_deref().unwrap_or_default().into();
         for (at, filter) in written.filters.iter().flatten().enumerate() {
@@ -91,7 +90,8 @@ impl RouteReader<'_> {
                 self.http_push(rule, matched, 0, 1);
             }
             matches => {
-                for (position, matched) in matches.iter().take(MAX_MATCHES).enumerate() {
+                let matches = self.at_most(MAX_MATCHES, &format!("{field}.matches"), matches);
+                for (position, matched) in matches.iter().enumerate() {
                     let field = format!("{field}.matches[{position}]");
                     if let Some((matched, length)) = self.http_match(&field, matched) {
                         self.http_push(rule.clone(), matched, position, length);
@@ -192,48 +192,6 @@ impl RouteReader<'_> {
                 None
             }
         }
-    }
-
-    fn http_backends(&mut self, field: &str, written: &HttpRouteRules) -> HttpAction {
-        let mut backends = Vec::new();
-        for (at, backend) in written.backend_refs.iter().flatten().enumerate() {
-            let field = format!("{field}.backendRefs[{at}]");
-            let weight = u32::try_from(backend.weight.unwrap_or(1)).unwrap_or(0);
-            let destination = self.backend(&field, &backend_ref!(backend));
-            let (request_headers, response_headers) = self.http_backend_filters(&field, backend);
-            if weight > 0 {
-                backends.push(WeightedBackend {
-                    weight,
-                    request_headers,
-                    response_headers,
-                    ..WeightedBackend::all(destination)
-                });
-            }
-        }
-        match backends.is_empty() {
-            true => HttpAction::Invalid(format!("{field}.backendRefs has no backend with a weight").into()),
-            false => HttpAction::Forward(backends),
-        }
-    }
-
-    fn http_backend_filters(&mut self, field: &str, written: &HttpRouteRulesBackendRefs) -> (HeaderOps, HeaderOps) {
-        let (mut request, mut response) = (HeaderOps::default(), HeaderOps::default());
-        for (at, filter) in written.filters.iter().flatten().enumerate() {
-            let field = format!("{field}.filters[{at}]");
-            match (&filter.r#type, &filter.request_header_modifier, &filter.response_header_modifier) {
-                (BackendFilter::RequestHeaderModifier, Some(written), _) => {
-                    request = request.followed_by(&self.operations(&field, &modifier!(written)));
-                }
-                (BackendFilter::ResponseHeaderModifier, _, Some(written)) => {
-                    response = response.followed_by(&self.operations(&field, &modifier!(written)));
-                }
-                _ => {
-                    let message = format!("{field}: a backend may only have header modifiers: put it on the rule");
-                    self.unsupported("UnsupportedValue", message);
-                }
-            }
-        }
-        (request, response)
     }
 
     fn http_filter(&mut self, field: &str, filter: &HttpRouteRulesFilters, rule: &mut HttpRule) {

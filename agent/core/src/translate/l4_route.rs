@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use culvert_api::{ObjectRef, TCPRoute, TLSRoute};
 
-use super::gateway_route::{BackendRef, GatewayRouteFacts, RouteReader, Surroundings, backend_ref};
+use super::gateway_route::{self, BackendRef, GatewayRouteFacts, MAX_RULES, RouteReader, Surroundings, backend_ref};
 use super::values::shown;
 use crate::route::http::Backend;
 use crate::route::l4::{HostPattern, L4Match, L4Rule};
@@ -12,12 +12,12 @@ use crate::route::l4::{HostPattern, L4Match, L4Rule};
 /// Reads `object`.
 pub(crate) fn tcp(object: &TCPRoute, reference: ObjectRef, around: &Surroundings<'_>) -> GatewayRouteFacts {
     let mut reader = RouteReader::new(reference, super::metadata::created(&object.metadata), around);
-    for (at, rule) in object.spec.rules.iter().take(16).enumerate() {
+    for (at, rule) in reader.at_most(MAX_RULES, "spec.rules", &object.spec.rules).iter().enumerate() {
         let backends = rule.backend_refs.iter().map(|backend| (backend_ref!(backend), backend.weight));
         let rule = reader.l4_rule(at, Vec::new(), backends);
         reader.facts.tcp.push(rule);
     }
-    reader.finish(object.spec.parent_refs.iter().flatten())
+    reader.finish(object.spec.parent_refs.as_ref())
 }
 
 /// Reads `object`.
@@ -36,13 +36,13 @@ pub(crate) fn tls(object: &TLSRoute, reference: ObjectRef, around: &Surroundings
     if object.spec.hostnames.is_empty() {
         names.push(HostPattern::Any);
     }
-    for (at, rule) in object.spec.rules.iter().take(16).enumerate() {
+    for (at, rule) in reader.at_most(MAX_RULES, "spec.rules", &object.spec.rules).iter().enumerate() {
         let backends = rule.backend_refs.iter().map(|backend| (backend_ref!(backend), backend.weight));
         let matches = vec![L4Match { sni: Some(names.clone()), ..L4Match::default() }];
         let rule = reader.l4_rule(at, matches, backends);
         reader.facts.tls.push(rule);
     }
-    reader.finish(object.spec.parent_refs.iter().flatten())
+    reader.finish(object.spec.parent_refs.as_ref())
 }
 
 impl RouteReader<'_> {
@@ -55,7 +55,7 @@ impl RouteReader<'_> {
         let mut backends: Vec<(Backend, u32)> = Vec::new();
         for (position, (backend, weight)) in written.enumerate() {
             let field = format!("spec.rules[{at}].backendRefs[{position}]");
-            let weight = u32::try_from(weight.unwrap_or(1)).unwrap_or(0);
+            let weight = gateway_route::weight(weight);
             let backend = self.backend(&field, &backend);
             if weight > 0 {
                 backends.push((backend, weight));

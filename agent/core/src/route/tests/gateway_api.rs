@@ -400,3 +400,26 @@ fn routes_come_before_virtual_services() {
     assert_eq!(describe(&decide(&snapshot, "GET http://cart/b", &[], 1)), "0: 201 b\"\"");
     assert!(findings(&snapshot)[0].contains("HTTPRoute shop/cart"), "{:?}", findings(&snapshot));
 }
+
+#[test]
+fn rules_and_matches_beyond_what_the_crd_allows_are_left_out_and_told() {
+    let rule = |at: usize| format!("- {{matches: [{{path: {{value: /{at}}}}}], backendRefs: [{STOCK}]}}\n");
+    let matched = |at: usize| format!("{{path: {{value: /{at}}}}}");
+    let rules = |count| (0..count).map(rule).collect::<String>();
+    let matches = |count| {
+        let list: Vec<_> = (0..count).map(matched).collect();
+        format!("- matches: [{}]\n  backendRefs: [{STOCK}]", list.join(", "))
+    };
+    for (written, last, accepted) in [
+        (rules(16), 15, "Accepted=true"),
+        (rules(17), 15, "UnsupportedValue=false"),
+        (matches(64), 63, "Accepted=true"),
+        (matches(65), 63, "UnsupportedValue=false"),
+    ] {
+        let snapshot = with(&http(&written));
+        assert_eq!(statuses(&snapshot), [format!("HTTPRoute shop/cart cart: {accepted} ResolvedRefs=true")]);
+        let ask = |at: usize| describe(&decide(&snapshot, &format!("GET http://cart/{at}"), &[], 1));
+        assert!(ask(last).contains("stock"), "{}", ask(last));
+        assert!(!ask(last + 1).contains("stock"), "{}", ask(last + 1));
+    }
+}

@@ -3,11 +3,11 @@
 use http::{HeaderName, HeaderValue};
 
 use super::super::values::shown;
-use super::RouteReader;
+use super::{BackendRef, RouteReader, weight};
 use crate::route::cors::CorsPolicy;
 use crate::route::fault::Share;
 use crate::route::headers::{HeaderOp, HeaderOps};
-use crate::route::http::{Backend, HttpAction, HttpRule, Mirror};
+use crate::route::http::{Backend, HttpAction, HttpRule, Mirror, WeightedBackend};
 use crate::route::pattern::{Expression, StringMatcher};
 use crate::route::redirect::{Redirect, RedirectPort, is_authority, is_path};
 use crate::route::rewrite::PathRewrite;
@@ -33,10 +33,72 @@ macro_rules! modifier {
 }
 pub(crate) use modifier;
 
+/// A filter of a backend.
+pub(crate) enum BackendFilter<'r> {
+    RequestHeaders(Modifier<'r>),
+    ResponseHeaders(Modifier<'r>),
+    /// One that only rules may have.
+    OfRules,
+}
+
+/// A backend and its share, with what is done on the way to it and back.
+pub(crate) struct SharedBackend<'r> {
+    pub(crate) to: BackendRef<'r>,
+    pub(crate) weight: Option<i32>,
+    pub(crate) filters: Vec<BackendFilter<'r>>,
+}
+
+/// The [`SharedBackend`] of any type that has its fields; the second is the type of its filters' types.
+macro_rules! shared_backend {
+    ($from:expr, $kind:ident) => {{
+        use $crate::translate::gateway_route::filters::{BackendFilter, SharedBackend, modifier};
+        let filters = $from.filters.iter().flatten().map(|filter| {
+            match (&filter.r#type, &filter.request_header_modifier, &filter.response_header_modifier) {
+                ($kind::RequestHeaderModifier, Some(written), _) => BackendFilter::RequestHeaders(modifier!(written)),
+                ($kind::ResponseHeaderModifier, _, Some(written)) => BackendFilter::ResponseHeaders(modifier!(written)),
+                _ => BackendFilter::OfRules,
+            }
+        });
+        SharedBackend { to: backend_ref!($from), weight: $from.weight, filters: filters.collect() }
+    }};
+}
+pub(crate) use shared_backend;
+
 /// A new path: `replaceFullPath`, or `replacePrefixMatch`.
 pub(crate) type NewPath<'r> = (Option<&'r str>, Option<&'r str>);
 
 impl RouteReader<'_> {
+    /// Where the requests of the rule at `field` go: one of these, by their weights.
+    pub(crate) fn forward<'r>(&mut self, field: &str, written: impl Iterator<Item = SharedBackend<'r>>) -> HttpAction {
+        let mut backends = Vec::new();
+        for (at, backend) in written.enumerate() {
+            let field = format!("{field}.backendRefs[{at}]");
+            let (mut request_headers, mut response_headers) = (HeaderOps::default(), HeaderOps::default());
+            for (at, filter) in backend.filters.iter().enumerate() {
+                let field = format!("{field}.filters[{at}]");
+                let (operations, modifier) = match filter {
+                    BackendFilter::RequestHeaders(modifier) => (&mut request_headers, modifier),
+                    BackendFilter::ResponseHeaders(modifier) => (&mut response_headers, modifier),
+                    BackendFilter::OfRules => {
+                        let message = format!("{field}: a backend may only have header modifiers: put it on the rule");
+                        self.unsupported("UnsupportedValue", message);
+                        continue;
+                    }
+                };
+                *operations = operations.followed_by(&self.operations(&field, modifier));
+            }
+            let weight = weight(backend.weight);
+            let all = WeightedBackend::all(self.backend(&field, &backend.to));
+            if weight > 0 {
+                backends.push(WeightedBackend { weight, request_headers, response_headers, ..all });
+            }
+        }
+        match backends.is_empty() {
+            true => HttpAction::Invalid(format!("{field}.backendRefs has no backend with a weight").into()),
+            false => HttpAction::Forward(backends),
+        }
+    }
+
     /// The operations of a modifier: those that remove, then those that set, then those that add.
     pub(crate) fn operations(&mut self, field: &str, modifier: &Modifier<'_>) -> HeaderOps {
         let mut operations = Vec::new();
