@@ -4,176 +4,31 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a suite stops where it meets the unexpected")]
 
-use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+#[path = "kube_source/reader.rs"]
+mod reader;
+
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
-use culvert::cluster::Cluster;
-use culvert::source::kube::{Health, Kube, ResourceStatus, State};
-use culvert_core::mesh::{Mesh, Snapshot};
-use culvert_tests::kube::{ControlPlane, Forwarder};
-use culvert_tests::process::Place;
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use culvert::source::kube::{Health, ResourceStatus, State};
+use culvert_core::mesh::Snapshot;
+use culvert_tests::kube::ControlPlane;
+use reader::{
+    LIMIT, Reader, create, definition, delete, has_pod, has_policy, is_whole, policies, policies_path, policy, state,
+};
 use serde_json::{Value, json};
-use tokio::runtime::Runtime;
 
-const LIMIT: Duration = Duration::from_secs(180);
 /// Tests that take the API server away from everyone.
 static SERVER: RwLock<()> = RwLock::new(());
 
-/// An agent's source and mesh, without the agent.
-struct Reader {
-    runtime: Runtime,
-    kube: Option<Kube>,
-    health: Health,
-    mesh: Mesh,
-    is_settled: bool,
-    wire: Forwarder,
-    port: u16,
-}
-
-impl Reader {
-    fn new(cluster: &ControlPlane, kubeconfig: &Path, file: Option<PathBuf>) -> Self {
-        let here = Place::netns(Path::new("/proc/self/ns/net"));
-        let port = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
-        let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let wire = Forwarder::start(&here, listen, cluster.address()).unwrap();
-        Self::over(wire, port, kubeconfig, file)
-    }
-
-    fn over(wire: Forwarder, port: u16, kubeconfig: &Path, file: Option<PathBuf>) -> Self {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let kubeconfig = Kubeconfig::read_from(kubeconfig).unwrap();
-        let kube = runtime.block_on(async {
-            let options = KubeConfigOptions::default();
-            let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
-            config.cluster_url = format!("https://127.0.0.1:{port}").parse().unwrap();
-            Kube::open(&Cluster::with(config).unwrap(), file)
-        });
-        let health = kube.health();
-        Self { runtime, kube: Some(kube), health, mesh: Mesh::new(), is_settled: false, wire, port }
-    }
-
-    /// One of the administrator's.
-    fn started(cluster: &ControlPlane) -> Self {
-        Self::new(cluster, &cluster.kubeconfig(), None)
-    }
-
-    /// Takes in what comes for as long as `limit`, or until `is_it`.
-    fn take(&mut self, limit: Duration, mut is_it: impl FnMut(&Snapshot, &Health) -> bool) -> bool {
-        let Self { runtime, kube, health, mesh, is_settled, .. } = self;
-        let kube = kube.as_mut().unwrap();
-        runtime.block_on(async {
-            let ended = tokio::time::sleep(limit);
-            tokio::pin!(ended);
-            loop {
-                if *is_settled && is_it(&mesh.snapshot(), health) {
-                    return true;
-                }
-                tokio::select! {
-                    update = kube.next() => {
-                        let update = update.expect("the source goes on");
-                        mesh.stage(update.changes);
-                        if update.settled {
-                            mesh.publish();
-                            *is_settled = true;
-                        }
-                    }
-                    () = tokio::time::sleep(Duration::from_millis(50)) => {}
-                    () = &mut ended => return false,
-                }
-            }
-        })
-    }
-
-    #[track_caller]
-    fn until(&mut self, what: &str, is_it: impl FnMut(&Snapshot, &Health) -> bool) {
-        assert!(self.take(LIMIT, is_it), "{what} within {LIMIT:?}: {:#?}", self.health.status());
-    }
-
-    fn snapshot(&self) -> Arc<Snapshot> {
-        self.mesh.snapshot()
-    }
-
-    /// Ends it as an agent ends.
-    fn end(mut self) -> Forwarder {
-        let kube = self.kube.take().unwrap();
-        self.runtime.block_on(async {
-            tokio::time::timeout(LIMIT, kube.saver().save()).await.unwrap();
-        });
-        drop(kube);
-        self.wire
-    }
-}
-
-fn state(health: &Health, resource: &str) -> State {
-    health.status().resources[resource].state
-}
-
-/// Whether all resources have been read, and are followed.
-fn is_whole(health: &Health) -> bool {
-    let is_followed = |resource: &ResourceStatus| !matches!(resource.state, State::Waiting | State::Failing);
-    health.status().resources.values().all(is_followed)
-}
-
-fn has_pod(snapshot: &Snapshot, namespace: &str, name: &str) -> bool {
-    snapshot.pod(namespace, name).is_some()
-}
-
-fn has_policy(snapshot: &Snapshot, namespace: &str, name: &str) -> bool {
-    snapshot.authorization_policies().any(|policy| *policy.name.namespace == *namespace && *policy.name.name == *name)
-}
-
-/// A definition without a schema: it takes what no webhook would.
-fn definition(group: &str, plural: &str, kind: &str, versions: &[&str]) -> String {
-    let version = |at: usize, version: &&str| {
-        json!({
-            "name": version, "served": true, "storage": at == 0,
-            "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}},
-        })
-    };
-    let versions: Vec<Value> = versions.iter().enumerate().map(|(at, name)| version(at, name)).collect();
-    json!({
-        "apiVersion": "apiextensions.k8s.io/v1",
-        "kind": "CustomResourceDefinition",
-        "metadata": {"name": format!("{plural}.{group}")},
-        "spec": {
-            "group": group, "scope": "Namespaced", "versions": versions,
-            "names": {"plural": plural, "singular": kind.to_lowercase(), "kind": kind, "listKind": format!("{kind}List")},
-        },
-    })
-    .to_string()
-}
-
-fn policies(cluster: &ControlPlane) {
-    cluster.crds(&definition("security.istio.io", "authorizationpolicies", "AuthorizationPolicy", &["v1"])).unwrap();
-}
-
-fn create(cluster: &ControlPlane, path: &str, object: &Value) {
-    cluster.request("POST", path, Some(object)).unwrap().success().unwrap();
-}
-
-fn delete(cluster: &ControlPlane, path: &str) {
-    cluster.request("DELETE", &format!("{path}?gracePeriodSeconds=0"), None).unwrap().success().unwrap();
-}
-
-fn policy(name: &str, spec: Value) -> Value {
-    let spec = match spec {
-        Value::Null => json!({}),
-        spec => spec,
-    };
-    json!({"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy", "metadata": {"name": name}, "spec": spec})
-}
-
-fn policies_path(namespace: &str) -> String {
-    format!("/apis/security.istio.io/v1/namespaces/{namespace}/authorizationpolicies")
+/// The API server that tests have in common, and that nobody takes away meanwhile.
+fn shared() -> (RwLockReadGuard<'static, ()>, &'static ControlPlane) {
+    (SERVER.read().unwrap_or_else(PoisonError::into_inner), ControlPlane::shared())
 }
 
 #[test]
 fn objects_come_change_and_go() {
-    let _server = SERVER.read().unwrap_or_else(PoisonError::into_inner);
-    let cluster = ControlPlane::shared();
+    let (_server, cluster) = shared();
     cluster.namespace("events").unwrap();
     cluster.pod("events", "before", "default", "n1", &["10.1.0.1"]).unwrap();
     let mut reader = Reader::started(cluster);
@@ -201,8 +56,7 @@ fn objects_come_change_and_go() {
 
 #[test]
 fn custom_resources_are_picked_up_when_they_are_installed_in_whatever_version() {
-    let _server = SERVER.read().unwrap_or_else(PoisonError::into_inner);
-    let cluster = ControlPlane::shared();
+    let (_server, cluster) = shared();
     cluster.namespace("late").unwrap();
     let mut reader = Reader::started(cluster);
     reader.until("a mesh without", |_, health| {
@@ -243,8 +97,7 @@ fn custom_resources_are_picked_up_when_they_are_installed_in_whatever_version() 
 
 #[test]
 fn objects_that_a_webhook_would_have_refused_are_told_and_disturb_no_other() {
-    let _server = SERVER.read().unwrap_or_else(PoisonError::into_inner);
-    let cluster = ControlPlane::shared();
+    let (_server, cluster) = shared();
     cluster.namespace("invalid").unwrap();
     policies(cluster);
     let path = policies_path("invalid");
@@ -285,8 +138,7 @@ fn objects_that_a_webhook_would_have_refused_are_told_and_disturb_no_other() {
 /// JSON that is deeper than a parser takes: the API server stores it where a definition has no schema.
 #[test]
 fn a_policy_that_is_edited_into_what_cannot_be_parsed_stays_as_it_was_through_lists() {
-    let _server = SERVER.read().unwrap_or_else(PoisonError::into_inner);
-    let cluster = ControlPlane::shared();
+    let (_server, cluster) = shared();
     cluster.namespace("deep").unwrap();
     policies(cluster);
     let path = policies_path("deep");
@@ -335,8 +187,7 @@ fn a_policy_that_is_edited_into_what_cannot_be_parsed_stays_as_it_was_through_li
 
 #[test]
 fn a_watch_that_is_cut_goes_on_where_it_was() {
-    let _server = SERVER.read().unwrap_or_else(PoisonError::into_inner);
-    let cluster = ControlPlane::shared();
+    let (_server, cluster) = shared();
     cluster.namespace("cut").unwrap();
     cluster.pod("cut", "stays", "default", "n1", &["10.2.0.1"]).unwrap();
     cluster.pod("cut", "goes", "default", "n1", &["10.2.0.2"]).unwrap();
@@ -447,8 +298,7 @@ fn an_api_server_that_was_killed_is_caught_up_with() {
 
 #[test]
 fn what_may_not_be_read_is_named_and_no_mesh_is_shown_without_it() {
-    let _server = SERVER.read().unwrap_or_else(PoisonError::into_inner);
-    let cluster = ControlPlane::shared();
+    let (_server, cluster) = shared();
     cluster.namespace("forbidden").unwrap();
     policies(cluster);
     let rule = |groups: &str, resources: &str| {
@@ -531,8 +381,7 @@ subjects:
 
 #[test]
 fn an_agent_that_starts_while_the_api_server_is_away_starts_from_what_was_known() {
-    let _server = SERVER.read().unwrap_or_else(PoisonError::into_inner);
-    let cluster = ControlPlane::shared();
+    let (_server, cluster) = shared();
     cluster.namespace("disk").unwrap();
     policies(cluster);
     cluster.pod("disk", "stays", "default", "n1", &["10.4.0.1"]).unwrap();
@@ -581,8 +430,7 @@ fn an_agent_that_starts_while_the_api_server_is_away_starts_from_what_was_known(
 #[test]
 fn ten_thousand_pods_are_followed_as_they_come_and_listed_in_pages() {
     const PODS: usize = 10_000;
-    let _server = SERVER.read().unwrap_or_else(PoisonError::into_inner);
-    let cluster = ControlPlane::shared();
+    let (_server, cluster) = shared();
     cluster.namespace("bulk").unwrap();
     let mut reader = Reader::started(cluster);
     reader.until("a mesh", |_, health| is_whole(health));
