@@ -15,6 +15,7 @@
 //! | [`dns`] | the DNS of enrolled pods | what names mean |
 //! | [`proxy`] | outbound, inbound, plaintext and passthrough; the live connections | netns |
 //! | [`signatures`] | the signatures of tokens | which keys are whose |
+//! | [`waypoint`] | the L7 proxy of services: what HTTP asks for, where it goes, who may | eBPF, netns |
 //! | [`telemetry`], [`admin`] | metrics, access log; the admin endpoints | |
 
 pub mod admin;
@@ -36,4 +37,5 @@ pub mod redirect;
 pub mod signatures;
 pub mod source;
 pub mod telemetry;
+pub mod waypoint;
 pub mod workers;

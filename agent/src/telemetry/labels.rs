@@ -1,4 +1,4 @@
-//! The label set of Istio's L4 metrics.
+//! The label sets of Istio's metrics: of L4 whole, and what those of L7 have in common with them.
 
 use std::fmt;
 use std::hash::{BuildHasher, Hash, Hasher};
@@ -21,10 +21,11 @@ pub(super) struct Labels {
     service: Option<Arc<Service>>,
 }
 
+/// One of the two that talk.
 #[derive(Clone, Debug)]
-struct Peer {
-    workload: Option<Arc<Workload>>,
-    principal: Option<Arc<Identity>>,
+pub(super) struct Peer {
+    pub(super) workload: Option<Arc<Workload>>,
+    pub(super) principal: Option<Arc<Identity>>,
 }
 
 impl Labels {
@@ -85,7 +86,7 @@ fn destination_principal(info: &ConnectionInfo) -> Option<&Arc<Identity>> {
     info.destination_identity.as_ref().or_else(|| info.destination.as_ref().map(|w| &w.identity))
 }
 
-fn same<T>(a: Option<&Arc<T>>, b: Option<&Arc<T>>, equal: impl Fn(&T, &T) -> bool) -> bool {
+pub(super) fn same<T>(a: Option<&Arc<T>>, b: Option<&Arc<T>>, equal: impl Fn(&T, &T) -> bool) -> bool {
     match (a, b) {
         (None, None) => true,
         (Some(a), Some(b)) => Arc::ptr_eq(a, b) || equal(a, b),
@@ -93,7 +94,7 @@ fn same<T>(a: Option<&Arc<T>>, b: Option<&Arc<T>>, equal: impl Fn(&T, &T) -> boo
     }
 }
 
-fn same_workload_labels(a: &Workload, b: &Workload) -> bool {
+pub(super) fn same_workload_labels(a: &Workload, b: &Workload) -> bool {
     a.workload_name == b.workload_name
         && a.namespace == b.namespace
         && a.canonical_name == b.canonical_name
@@ -108,37 +109,55 @@ pub(super) struct WithFlags<'a>(pub(super) &'a Labels, pub(super) ResponseFlags)
 impl EncodeLabelSet for WithFlags<'_> {
     fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
         let Self(labels, flags) = self;
-        let mut put = |name: &str, value: &str| {
-            // A missing value and an empty one are both `unknown` in Istio.
-            (name, if value.is_empty() { "unknown" } else { value }).encode(encoder.encode_label())
-        };
-        put("reporter", labels.direction.reporter())?;
-        let source = labels.source.texts();
-        put("source_workload", source.workload)?;
-        put("source_canonical_service", source.canonical_service)?;
-        put("source_canonical_revision", source.canonical_revision)?;
-        put("source_workload_namespace", source.namespace)?;
-        put("source_principal", &source.principal)?;
-        put("source_app", source.canonical_service)?;
-        put("source_version", source.canonical_revision)?;
-        put("source_cluster", source.cluster)?;
-        let service = labels.service.as_deref();
-        put("destination_service", service.map_or("", |s| &s.key.hostname))?;
-        put("destination_service_namespace", service.map_or("", |s| &s.key.namespace))?;
-        put("destination_service_name", service.map_or("", |s| &s.name))?;
-        let destination = labels.destination.texts();
-        put("destination_workload", destination.workload)?;
-        put("destination_canonical_service", destination.canonical_service)?;
-        put("destination_canonical_revision", destination.canonical_revision)?;
-        put("destination_workload_namespace", destination.namespace)?;
-        put("destination_principal", &destination.principal)?;
-        put("destination_app", destination.canonical_service)?;
-        put("destination_version", destination.canonical_revision)?;
-        put("destination_cluster", destination.cluster)?;
-        put("request_protocol", "tcp")?;
-        put("response_flags", flags.as_str())?;
-        put("connection_security_policy", labels.security.as_str())
+        put_peers(
+            encoder,
+            labels.direction.reporter(),
+            &labels.source,
+            &labels.destination,
+            labels.service.as_deref(),
+        )?;
+        put(encoder, "request_protocol", "tcp")?;
+        put(encoder, "response_flags", flags.as_str())?;
+        put(encoder, "connection_security_policy", labels.security.as_str())
     }
+}
+
+/// A label. A missing value and an empty one are both `unknown` in Istio.
+pub(super) fn put(encoder: &mut LabelSetEncoder<'_>, name: &str, value: &str) -> fmt::Result {
+    (name, if value.is_empty() { "unknown" } else { value }).encode(encoder.encode_label())
+}
+
+/// The labels of who reports, and of who talks to whom.
+pub(super) fn put_peers(
+    encoder: &mut LabelSetEncoder<'_>,
+    reporter: &str,
+    source: &Peer,
+    destination: &Peer,
+    service: Option<&Service>,
+) -> fmt::Result {
+    let mut put = |name, value: &str| put(encoder, name, value);
+    put("reporter", reporter)?;
+    let source = source.texts();
+    put("source_workload", source.workload)?;
+    put("source_canonical_service", source.canonical_service)?;
+    put("source_canonical_revision", source.canonical_revision)?;
+    put("source_workload_namespace", source.namespace)?;
+    put("source_principal", &source.principal)?;
+    put("source_app", source.canonical_service)?;
+    put("source_version", source.canonical_revision)?;
+    put("source_cluster", source.cluster)?;
+    put("destination_service", service.map_or("", |s| &s.key.hostname))?;
+    put("destination_service_namespace", service.map_or("", |s| &s.key.namespace))?;
+    put("destination_service_name", service.map_or("", |s| &s.name))?;
+    let destination = destination.texts();
+    put("destination_workload", destination.workload)?;
+    put("destination_canonical_service", destination.canonical_service)?;
+    put("destination_canonical_revision", destination.canonical_revision)?;
+    put("destination_workload_namespace", destination.namespace)?;
+    put("destination_principal", &destination.principal)?;
+    put("destination_app", destination.canonical_service)?;
+    put("destination_version", destination.canonical_revision)?;
+    put("destination_cluster", destination.cluster)
 }
 
 struct Texts<'a> {

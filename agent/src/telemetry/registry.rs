@@ -15,6 +15,7 @@ use prometheus_client::registry::Registry;
 use super::access_log::AccessLog;
 use super::connection::{ConnectionInfo, ConnectionRecord, Direction};
 use super::peer_lines::PeerLine;
+use super::requests::{RequestCollector, RequestTable};
 use super::samples::{Kind, Sample, SampleCollector};
 use super::series::{SeriesCollector, SeriesTable};
 use crate::dns;
@@ -26,6 +27,7 @@ pub struct Telemetry(Arc<Inner>);
 struct Inner {
     registry: Mutex<Registry>,
     series: Arc<SeriesTable>,
+    requests: Arc<RequestTable>,
     log: AccessLog,
     sockets: [Gauge; 2],
     proxies: ProxyCounts,
@@ -72,6 +74,8 @@ impl Telemetry {
         let mut registry = Registry::default();
         let series = SeriesTable::new();
         registry.register_collector(Box::new(SeriesCollector(series.clone())));
+        let requests = RequestTable::new();
+        registry.register_collector(Box::new(RequestCollector(requests.clone())));
 
         registry.register_collector(Box::new(Dropped(log.clone())));
         registry.register_collector(Box::new(SampleCollector {
@@ -96,13 +100,19 @@ impl Telemetry {
         registry.register("workload_manager_proxies_started", "Pods that came to be served", proxies.started.clone());
         registry.register("workload_manager_proxies_stopped", "Pods no longer served", proxies.stopped.clone());
         let dns = dns::metrics::Metrics::new(&mut registry);
-        Self(Arc::new(Inner { registry: Mutex::new(registry), series, log, sockets: by_direction, proxies, dns }))
+        let registry = Mutex::new(registry);
+        Self(Arc::new(Inner { registry, series, requests, log, sockets: by_direction, proxies, dns }))
     }
 
     /// Counts a connection as opened. The record counts its bytes and its end.
     pub fn connection(&self, info: ConnectionInfo) -> ConnectionRecord {
         let series = self.0.series.series(&info);
         ConnectionRecord::open(info, series, self.0.log.clone())
+    }
+
+    /// Counts requests.
+    pub fn requests(&self) -> &Arc<RequestTable> {
+        &self.0.requests
     }
 
     /// Logs a connection that was refused before anything was known about it.

@@ -80,7 +80,7 @@ fn service() -> Arc<Service> {
 }
 
 /// `web` calls `cart` through a tunnel.
-fn info(direction: Direction) -> ConnectionInfo {
+pub(super) fn info(direction: Direction) -> ConnectionInfo {
     let addr = |s: &str| s.parse::<SocketAddr>().unwrap();
     ConnectionInfo {
         direction,

@@ -1,0 +1,3 @@
+//! HTTP of clients: a server on each stream that carries it, and what becomes of each request.
+
+pub mod reply;
