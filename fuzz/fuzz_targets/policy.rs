@@ -55,7 +55,7 @@ fn alone(object: &AuthorizationPolicy, call: &Call<'_>) {
         let policy = translate::authorization_policy(object, ROOT, &mut Vec::new());
         let policy = Arc::new(policy.filter(|policy| policy.is_for_nodes())?);
         let settings = Settings { trust_domain: "cluster.local", aliases: &["old.example".into()], unsupported_deny };
-        let decision = decide(settings, &EffectivePeerAuthentication::default(), &[policy.clone()], call);
+        let decision = decide(settings, &EffectivePeerAuthentication::default(), &[policy.clone()], call, None);
         assert_explained(&decision, call);
         Some((policy.action, decision.allowed))
     };
@@ -75,10 +75,10 @@ fn together(objects: Vec<Object>, call: &Call<'_>, flags: u8) {
     let snapshot = mesh.snapshot();
     let workload = snapshot.pod("shop", "app").expect("the pod is there");
     let call = Call { destination: SocketAddr::new(workload.addresses[0], call.destination.port()), ..*call };
-    let decision = authorize(&snapshot, workload, &call);
+    let decision = authorize(&snapshot, workload, &call, None);
     assert_explained(&decision, &call);
     for trial in decision.dry_run.iter().take(usize::from(flags % 4)) {
-        let enforced = authorize_with(&snapshot, workload, &call, trial);
+        let enforced = authorize_with(&snapshot, workload, &call, None, trial);
         assert_explained(&enforced, &call);
         let by_it = trial.policy.action == Action::Deny && trial.rule.is_some();
         assert!(!by_it || !enforced.allowed, "a DENY that matches must deny: {}", enforced.reason);
@@ -94,6 +94,10 @@ fn assert_explained(decision: &Decision, call: &Call<'_>) {
         Reason::Ask(_) | Reason::UnknownProvider(_) => unreachable!("nodes ask nobody"),
         Reason::NotAllowed(tried) => {
             assert!(!decision.allowed && tried.policies > 0);
+            None
+        }
+        Reason::NotThroughWaypoint(_) => {
+            assert!(!decision.allowed);
             None
         }
         Reason::MtlsRequired { port, .. } => {

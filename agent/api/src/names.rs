@@ -76,6 +76,11 @@ pub mod annotation {
     pub const INCLUDE_OUTBOUND_PORTS: &str = "traffic.sidecar.istio.io/includeOutboundPorts";
     /// Ours, on a namespace: `bypass` lets traffic through when a bound waypoint is missing.
     pub const MISSING_WAYPOINT: &str = "culvert.dev/missing-waypoint";
+    /// Ours, on a Service, a pod or their namespace: `true` has the node of a workload refuse what does not come
+    /// through its waypoint.
+    pub const REQUIRE_WAYPOINT: &str = "culvert.dev/require-waypoint";
+    /// On a waypoint's Gateway: `true` has it say in `x-forwarded-client-cert` whom a request is from.
+    pub const XFCC_CLIENT_IDENTITY: &str = "ambient.istio.io/xfcc-include-client-identity";
 }
 
 /// The class of Gateways that are waypoints.

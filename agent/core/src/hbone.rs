@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`authority`] | `:authority`, the destination of a tunnel |
 //! | [`baggage`] | `baggage`, who a peer says it is (telemetry only, never policy) |
+//! | [`client_identity`] | `culvert-client-identity`, on whose behalf a waypoint calls |
 //! | [`forwarded`] | `forwarded`, the client's address and the service it asked for |
 //! | [`traceparent`] | `traceparent`, passed through once it is known to be well-formed |
 //! | [`h2`] | the HTTP/2 connection (RFC 9113) for CONNECT tunnels, both roles |
@@ -12,6 +13,7 @@
 
 pub mod authority;
 pub mod baggage;
+pub mod client_identity;
 pub mod forwarded;
 pub mod h2;
 pub mod traceparent;

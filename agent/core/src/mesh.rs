@@ -7,6 +7,7 @@
 
 mod allocate;
 mod bindings;
+mod bound;
 mod destination_rules;
 mod destinations;
 mod gateway_routes;
@@ -368,6 +369,7 @@ impl Mesh {
             service: format!("{name}.{namespace}.svc.{}", self.current.options.cluster_domain).into(),
             port: facts.port,
             allowed_routes: facts.allowed_routes.clone(),
+            tells_client: facts.tells_client,
         }
     }
 

@@ -5,10 +5,11 @@
 //!
 //! # Order
 //!
-//! 1. PeerAuthentication STRICT on the port, and the caller has no identity: denied.
-//! 2. Any DENY rule that matches: denied.
-//! 3. No ALLOW policy applies: allowed.
-//! 4. Any ALLOW rule that matches: allowed. Otherwise denied.
+//! 1. The workload takes what comes through its waypoint alone, and this does not: denied.
+//! 2. PeerAuthentication STRICT on the port, and the caller has no identity: denied.
+//! 3. Any DENY rule that matches: denied.
+//! 4. No ALLOW policy applies: allowed.
+//! 5. Any ALLOW rule that matches: allowed. Otherwise denied.
 //!
 //! Policies with `istio.io/dry-run: "true"` are evaluated and reported, never enforced. The policies that apply to a
 //! workload are those of the whole mesh (root namespace, no selector), of its namespace (no selector), and those whose
@@ -28,6 +29,11 @@
 //! Strings match exactly, by `prefix*`, by `*suffix`, or by `*` (anything but empty), always case-sensitively. Without
 //! an identity (plaintext) no principal, namespace, service account or trust domain matches, so that the positive
 //! fields fail and the negative ones hold. `destination.ip` and `destination.port` are the pod's, not the service's.
+//!
+//! A waypoint of the workload may say on whose behalf it calls. A rule then matches if it does by the waypoint's identity,
+//! or if it does by the client's; a `not…` field fails if it names either. So everything that is written for a mesh in
+//! which only the waypoint is seen holds as it did, and the client can be named beside it.
+//!
 //! A principal in the mesh's trust domain, in one of its aliases, or in `cluster.local` is expanded to the mesh's
 //! trust domain and every alias.
 //!
@@ -73,6 +79,7 @@
 mod evaluate;
 mod explain;
 mod matcher;
+mod passage;
 mod peer_authentication;
 mod request;
 mod rule;
@@ -89,17 +96,20 @@ pub use evaluate::{Settings, decide};
 pub use explain::{Explanation, NotAllowed, Reason, RuleMatch, Tried};
 pub(crate) use matcher::has_inner_wildcard;
 pub use matcher::{Networks, Pattern, Ports, Principals, ServiceAccounts, Strings};
+pub use passage::Missed;
 pub use peer_authentication::{EffectivePeerAuthentication, MtlsMode, PeerAuthentication, PeerAuthenticationScope};
 pub use request::{
-    ClaimPath, HttpFacts, PathTemplate, Paths, RequestAttribute, RequestDecision, RequestFacts, RequestTarget, Verdict,
-    ask, authorize_request, decide_request,
+    ClaimPath, HttpFacts, PathTemplate, Paths, RequestAttribute, RequestDecision, RequestFacts, RequestPolicies,
+    RequestTarget, Verdict, ask, authorize_request, decide_request,
 };
 pub use rule::{Alternative, Attribute, Clause, ClauseKind, Condition, Rule};
 
 pub use target::{NotBound, PolicyTarget};
 
+use self::passage::Passage;
 use crate::identity::Identity;
 use crate::mesh::Snapshot;
+use crate::options::MeshOptions;
 use crate::workload::{Labels, NamespacedName, Workload};
 
 /// An AuthorizationPolicy that L4 enforces: parsed, so that evaluating it cannot fail.
@@ -212,27 +222,49 @@ pub struct Decision {
     pub dry_run: SmallVec<[DryRun; 2]>,
 }
 
+impl Decision {
+    /// Denied before any policy was asked.
+    fn denied(reason: Reason) -> Self {
+        Self { allowed: false, reason, dry_run: SmallVec::new() }
+    }
+}
+
 /// Decides `call` to `workload` by everything in `snapshot` that applies to it.
 ///
+/// `client` is on whose behalf the caller says that it calls ([`crate::hbone::client_identity`]). A waypoint of the
+/// workload is believed, and policies may then name the client as well as the waypoint; what anybody else says is
+/// disregarded.
+///
 /// Where objects may be missing nothing is allowed: one of them may deny it.
-pub fn authorize(snapshot: &Snapshot, workload: &Workload, call: &Call<'_>) -> Decision {
+pub fn authorize(snapshot: &Snapshot, workload: &Workload, call: &Call<'_>, client: Option<&Identity>) -> Decision {
     if let Some(why) = snapshot.incomplete(&workload.namespace) {
-        return Decision { allowed: false, reason: Reason::Incomplete(why.clone()), dry_run: SmallVec::new() };
+        return Decision::denied(Reason::Incomplete(why.clone()));
     }
-    decide(settings(snapshot), &snapshot.peer_authentication_for(workload), &snapshot.policies_for(workload), call)
+    let passage = Passage::of(snapshot, workload, call);
+    if let Some(missed) = passage.missed {
+        return Decision::denied(Reason::NotThroughWaypoint(Box::new(missed)));
+    }
+    let (peer_authentication, policies) = (snapshot.peer_authentication_for(workload), snapshot.policies_for(workload));
+    decide(settings(snapshot.options()), &peer_authentication, &policies, call, client.filter(|_| passage.by_waypoint))
 }
 
 /// Decides as [`authorize`] would if nothing were missing and the dry-run policy `trial` were enforced too.
-pub fn authorize_with(snapshot: &Snapshot, workload: &Workload, call: &Call<'_>, trial: &DryRun) -> Decision {
+pub fn authorize_with(
+    snapshot: &Snapshot,
+    workload: &Workload,
+    call: &Call<'_>,
+    client: Option<&Identity>,
+    trial: &DryRun,
+) -> Decision {
     let enforced = AuthorizationPolicy { dry_run: false, ..AuthorizationPolicy::clone(&trial.policy) };
     let mut policies: Vec<_> = snapshot.policies_for(workload).into_iter().collect();
     policies.retain(|policy| policy.name != enforced.name);
     policies.push(Arc::new(enforced));
-    decide(settings(snapshot), &snapshot.peer_authentication_for(workload), &policies, call)
+    let client = client.filter(|_| Passage::of(snapshot, workload, call).by_waypoint);
+    decide(settings(snapshot.options()), &snapshot.peer_authentication_for(workload), &policies, call, client)
 }
 
-fn settings(snapshot: &Snapshot) -> Settings<'_> {
-    let options = snapshot.options();
+fn settings(options: &MeshOptions) -> Settings<'_> {
     Settings {
         trust_domain: &options.trust_domain,
         aliases: &options.trust_domain_aliases,

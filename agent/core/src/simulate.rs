@@ -221,6 +221,8 @@ struct Arrival {
     path: Vec<String>,
     transport: Transport,
     principal: Option<Arc<Identity>>,
+    /// On whose behalf a waypoint calls.
+    client: Option<Arc<Identity>>,
     source_ip: IpAddr,
     destination: SocketAddr,
     /// Who is there; `None` for what the mesh does not know.
@@ -279,6 +281,7 @@ fn follow(
                 path,
                 transport: Transport::Hbone,
                 principal: Some(source.identity.clone()),
+                client: None,
                 source_ip: address_towards(&source.addresses, destination.ip()),
                 destination,
                 workload: decided.workload,
@@ -295,11 +298,12 @@ fn follow(
             let bound = service.as_ref().and_then(|service| service.waypoint.as_ref());
             let binding = bound.or_else(|| known.and_then(|workload| workload.waypoint.as_ref()));
             path.extend(binding.map(|binding| format!("waypoint/{}", binding.gateway)));
-            // From here on the waypoint calls, under its own name and address.
+            // From here on the waypoint calls, under its own name and address, on behalf of its client.
             let arrive = |end: Option<direct::End>, l7: Option<AtWaypoint>| Arrival {
                 path: path.clone(),
                 transport: Transport::Hbone,
                 principal: expected.first().cloned(),
+                client: Some(source.identity.clone()),
                 source_ip: peer.ip(),
                 destination: end.as_ref().map_or(dialled, |(destination, _)| *destination),
                 workload: end.and_then(|(_, workload)| workload),
@@ -336,6 +340,7 @@ fn follow(
             path,
             transport: Transport::Plaintext,
             principal: None,
+            client: None,
             source_ip: address_towards(&source.addresses, peer.ip()),
             destination: peer,
             workload: decided.workload,
@@ -345,6 +350,7 @@ fn follow(
             path,
             transport: Transport::Plaintext,
             principal: None,
+            client: None,
             source_ip: address_towards(&source.addresses, IpAddr::from([0, 0, 0, 0])),
             destination: SocketAddr::new(IpAddr::from([0, 0, 0, 0]), port),
             workload: None,
@@ -367,7 +373,7 @@ fn worst(snapshot: &Snapshot, mut arrivals: Vec<Arrival>) -> Report {
 
 /// What the server's node says.
 fn at_the_end(snapshot: &Snapshot, arrival: Arrival) -> Report {
-    let Arrival { mut path, transport, principal, source_ip, destination, workload, l7 } = arrival;
+    let Arrival { mut path, transport, principal, client, source_ip, destination, workload, l7 } = arrival;
     let mut report = Report {
         outcome: Outcome::Allowed,
         transport: Some(transport),
@@ -393,13 +399,13 @@ fn at_the_end(snapshot: &Snapshot, arrival: Arrival) -> Report {
     if let Some(workload) = workload.filter(|workload| is_guarded(snapshot, workload)) {
         path.push(node(&workload));
         let call = Call { principal: principal.as_deref(), source_ip, destination };
-        let decision = policy::authorize(snapshot, &workload, &call);
+        let decision = policy::authorize(snapshot, &workload, &call, client.as_deref());
         if !decision.allowed {
             report.outcome = Outcome::Denied;
         }
         report.checks.push(asked(&workload, &decision, None));
         for trial in &decision.dry_run {
-            let enforced = policy::authorize_with(snapshot, &workload, &call, trial);
+            let enforced = policy::authorize_with(snapshot, &workload, &call, client.as_deref(), trial);
             report.checks.push(asked(&workload, &enforced, Some(trial)));
         }
     }

@@ -15,6 +15,9 @@ pub struct WaypointBinding {
     /// Whether a missing waypoint may be bypassed (annotation `culvert.dev/missing-waypoint: bypass` on the namespace
     /// of the bound object), as Istio does.
     pub bypass_if_missing: bool,
+    /// Whether what does not come through it is refused at the destination (annotation
+    /// `culvert.dev/require-waypoint: "true"` on the bound object or its namespace).
+    pub required: bool,
 }
 
 /// What a waypoint serves (`istio.io/waypoint-for`).
@@ -45,6 +48,9 @@ pub struct Waypoint {
     pub port: u16,
     /// From which namespaces it may be bound.
     pub allowed_routes: AllowedRoutes,
+    /// Whether it tells applications who their client is, in `x-forwarded-client-cert` (annotation
+    /// `ambient.istio.io/xfcc-include-client-identity: "true"` on the Gateway).
+    pub tells_client: bool,
 }
 
 /// From which namespaces a waypoint may be bound (`allowedRoutes.namespaces`).

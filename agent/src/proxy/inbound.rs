@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use culvert_core::address::ClientAddr;
+use culvert_core::hbone::client_identity::{CLIENT_IDENTITY, client_identity};
 use culvert_core::hbone::h2::Request;
 use culvert_core::hbone::{Authority, Forwarded};
 use culvert_core::mesh::Snapshot;
@@ -115,8 +116,12 @@ impl Judge {
     fn admit(&self, request: &Request, destination: SocketAddr) -> Accepted {
         let pod = &self.pod;
         let Some((snapshot, workload)) = pod.look() else { return Accepted::Refuse(503) };
+        let client = match client_identity(&request.headers) {
+            Ok(client) => client.map(Arc::new),
+            Err(error) => return self.refuse(400, format_args!("{CLIENT_IDENTITY}: {error}")),
+        };
         let call = Call { principal: Some(&self.peer.identity), source_ip: self.remote.ip(), destination };
-        let decision = pod.judge(&snapshot, &workload, &call);
+        let decision = pod.judge(&snapshot, &workload, &call, client.as_deref());
         let record = pod.shared.telemetry.connection(ConnectionInfo {
             direction: Direction::Inbound,
             source_addr: self.remote,
@@ -142,6 +147,7 @@ impl Judge {
             Ok(app) => {
                 let admission = Admission::Inbound {
                     principal: Some(self.peer.identity.clone()),
+                    client,
                     source_ip: self.remote.ip(),
                     destination,
                 };

@@ -38,6 +38,8 @@ pub enum Admission {
     Inbound {
         /// Who the peer proved to be; `None` in plaintext.
         principal: Option<Arc<Identity>>,
+        /// On whose behalf the peer says that it calls.
+        client: Option<Arc<Identity>>,
         /// Where it comes from.
         source_ip: IpAddr,
         /// The pod's address and port.

@@ -23,7 +23,7 @@ pub(super) fn serve(pod: &Arc<Pod>, incoming: Incoming) {
         return;
     };
     let call = Call { principal: None, source_ip: incoming.remote.ip(), destination: incoming.local };
-    let decision = pod.judge(&snapshot, &workload, &call);
+    let decision = pod.judge(&snapshot, &workload, &call, None);
     let record = pod.shared.telemetry.connection(ConnectionInfo {
         direction: Direction::Inbound,
         source_addr: incoming.remote,
@@ -46,8 +46,12 @@ pub(super) fn serve(pod: &Arc<Pod>, incoming: Incoming) {
         record.close(Outcome::failed(ResponseFlags::ConnectFailure, "the pod has too many connections"));
         return;
     }
-    let admission =
-        Admission::Inbound { principal: None, source_ip: incoming.remote.ip(), destination: incoming.local };
+    let admission = Admission::Inbound {
+        principal: None,
+        client: None,
+        source_ip: incoming.remote.ip(),
+        destination: incoming.local,
+    };
     let flow = pod.admit(&snapshot, admission, Direction::Inbound, record);
     // The application's own keepalive ends at the agent, which would answer for a client that has vanished. Refused only
     // for what is over already.

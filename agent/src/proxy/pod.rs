@@ -175,9 +175,15 @@ impl Pod {
         Some((snapshot, workload))
     }
 
-    /// Decides an inbound call, and says what policies on trial would have.
-    pub(super) fn judge(&self, snapshot: &Snapshot, workload: &Workload, call: &Call<'_>) -> Decision {
-        let decision = authorize(snapshot, workload, call);
+    /// Decides an inbound call, made on behalf of `client` if its caller may say so, and says what policies on trial would have.
+    pub(super) fn judge(
+        &self,
+        snapshot: &Snapshot,
+        workload: &Workload,
+        call: &Call<'_>,
+        client: Option<&Identity>,
+    ) -> Decision {
+        let decision = authorize(snapshot, workload, call, client);
         for trial in decision.dry_run.iter().filter(|_| PeerLine::DryRun.may_be_written()) {
             let AuthorizationPolicy { name, action, .. } = &*trial.policy;
             tracing::info!(

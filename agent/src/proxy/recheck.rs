@@ -27,10 +27,10 @@ pub fn recheck(snapshot: &Snapshot, workload: &WorkloadUid, connections: &Connec
 /// Whether `snapshot` allows `workload` a connection that was admitted on these grounds.
 pub fn is_allowed(snapshot: &Snapshot, workload: &Workload, admission: &Admission) -> bool {
     match admission {
-        Admission::Inbound { principal, source_ip, destination, .. } => {
+        Admission::Inbound { principal, client, source_ip, destination } => {
             let destination: SocketAddr = *destination;
             let call = Call { principal: principal.as_deref(), source_ip: *source_ip, destination };
-            authorize(snapshot, workload, &call).allowed
+            authorize(snapshot, workload, &call, client.as_deref()).allowed
         }
         Admission::Outbound { destination } => match outbound(snapshot, workload, *destination, &mut rand::rng()) {
             Ok(_) => true,

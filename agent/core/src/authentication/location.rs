@@ -3,7 +3,8 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use http::HeaderMap;
+use http::header::COOKIE;
+use http::{HeaderMap, HeaderValue};
 use serde::Serialize;
 
 /// A place of a request that may hold a token.
@@ -46,7 +47,7 @@ impl Location {
                 )
             }
             Self::Cookie(name) => {
-                let lines = headers.get_all(http::header::COOKIE).iter().filter_map(|value| value.to_str().ok());
+                let lines = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
                 let pairs = lines.flat_map(|line| line.split(';')).filter_map(|pair| pair.trim().split_once('='));
                 only(
                     pairs
@@ -55,6 +56,39 @@ impl Location {
                 )
             }
         }
+    }
+
+    /// Takes what is there away, and returns the path and query without it, where it is in the query.
+    pub fn remove(&self, headers: &mut HeaderMap, path_and_query: &str) -> Option<String> {
+        match self {
+            Self::Header { name, .. } => {
+                headers.remove(&**name);
+                None
+            }
+            Self::Param(name) => {
+                let (path, query) = path_and_query.split_once('?')?;
+                let is_other =
+                    |pair: &&str| percent_decoded(pair.split_once('=').map_or(pair, |(key, _)| key)) != **name;
+                let rest: Vec<&str> = query.split('&').filter(is_other).collect();
+                Some(if rest.is_empty() { path.to_owned() } else { format!("{path}?{}", rest.join("&")) })
+            }
+            Self::Cookie(name) => {
+                remove_cookie(name, headers);
+                None
+            }
+        }
+    }
+}
+
+fn remove_cookie(name: &str, headers: &mut HeaderMap) {
+    let is_other = |pair: &&str| pair.split_once('=').is_none_or(|(known, _)| known != name);
+    let lines = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
+    let rest: Vec<&str> = lines.flat_map(|line| line.split(';')).map(str::trim).filter(is_other).collect();
+    // It was text, and a part of it is too.
+    let rest = HeaderValue::try_from(rest.join("; ")).ok().filter(|rest| !rest.is_empty());
+    match rest {
+        Some(rest) => drop(headers.insert(COOKIE, rest)),
+        None => drop(headers.remove(COOKIE)),
     }
 }
 
@@ -123,6 +157,23 @@ mod tests {
         assert_eq!(find(Location::Cookie("tok".into())).as_deref(), Some("c"));
         assert_eq!(find(Location::Cookie("d".into())).as_deref(), Some("e"));
         assert_eq!(find(Location::Cookie("to".into())), None);
+    }
+
+    #[test]
+    fn what_is_taken_away_is_gone_and_the_rest_is_not() {
+        let mut headers = headers(&[("authorization", "Bearer t"), ("cookie", "a=b; tok=c"), ("cookie", "d=e")]);
+        let mut remove = |location: Location, path: &str| location.remove(&mut headers, path);
+        assert_eq!(remove(header("authorization", "Bearer "), "/p?a=1"), None);
+        assert_eq!(remove(Location::Cookie("tok".into()), "/p"), None);
+        let param = || Location::Param("t".into());
+        assert_eq!(remove(param(), "/p?a=1&%74=x&b").as_deref(), Some("/p?a=1&b"));
+        assert_eq!(remove(param(), "/p?t=x").as_deref(), Some("/p"));
+        assert_eq!(remove(param(), "/p").as_deref(), None);
+        let left: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
+        assert_eq!(left, [("cookie", "a=b; d=e")]);
+        Location::Cookie("a".into()).remove(&mut headers, "/");
+        Location::Cookie("d".into()).remove(&mut headers, "/");
+        assert!(headers.is_empty());
     }
 
     #[test]

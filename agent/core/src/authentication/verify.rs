@@ -87,16 +87,17 @@ pub struct Request<'r> {
     pub now: Duration,
 }
 
-/// The key sets, beside those written in the rules, that are needed to judge `request`: to be fetched first.
-pub fn wanted<'p>(policies: &'p [Arc<RequestAuthentication>], request: &Request<'_>) -> Vec<&'p KeySource> {
+/// The rules whose key sets, which are not written in them, are needed to judge `request`: to be fetched first, each
+/// once.
+pub fn wanted<'p>(policies: &'p [Arc<RequestAuthentication>], request: &Request<'_>) -> Vec<&'p JwtRule> {
     let Ok(found) = tokens(policies, request) else { return Vec::new() };
-    let mut wanted: Vec<&KeySource> = Vec::new();
+    let mut wanted: Vec<&JwtRule> = Vec::new();
     for (text, places) in &found {
         let Ok(token) = Token::parse(text) else { continue };
         let remote = places.iter().map(|(rule, _)| *rule).filter(|rule| rule.is_about(&token));
-        for source in remote.map(|rule| &rule.keys).filter(|source| !matches!(source, KeySource::Inline(_))) {
-            if !wanted.contains(&source) {
-                wanted.push(source);
+        for rule in remote.filter(|rule| !matches!(rule.keys, KeySource::Inline(_)) && rule.broken.is_none()) {
+            if !wanted.iter().any(|known| known.keys == rule.keys) {
+                wanted.push(rule);
             }
         }
     }

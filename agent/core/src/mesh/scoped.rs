@@ -170,6 +170,10 @@ impl<T: Targets> PolicyIndex<T> {
     /// The policies that are attached to what a waypoint is asked for, each once, in no particular order: to every
     /// waypoint, to this one, and to the service.
     pub(super) fn at<'a>(&'a self, target: RequestTarget<'_>) -> SmallVec<[&'a Arc<T>; 4]> {
+        let mut found: SmallVec<[&'a Arc<T>; 4]> = SmallVec::new();
+        if self.attached.is_empty() {
+            return found;
+        }
         let gateway = target.gateway;
         let everywhere = ("".into(), PolicyTarget::Waypoints);
         let here = (gateway.namespace.clone(), PolicyTarget::Gateway(gateway.name.clone()));
@@ -178,7 +182,6 @@ impl<T: Targets> PolicyIndex<T> {
             let object = if service.canonical { PolicyTarget::Service(name) } else { PolicyTarget::ServiceEntry(name) };
             (service.key.namespace.clone(), object)
         });
-        let mut found: SmallVec<[&'a Arc<T>; 4]> = SmallVec::new();
         for place in [Some(everywhere), Some(here), service].into_iter().flatten() {
             for policy in self.attached.get(&place).into_iter().flat_map(|policies| policies.iter()) {
                 // One policy may name both the service and its waypoint.

@@ -251,6 +251,7 @@ impl Mesh {
             if let Some(old) = old {
                 self.publish_service(key, Some(&old.service), None);
                 self.current.services.remove(key);
+                self.note_members(Some(&old), None);
             }
             return;
         };
@@ -275,7 +276,17 @@ impl Mesh {
             }
         }
         self.touched.add_service(&service);
-        self.current.services.insert(key.clone(), ServiceState { service, endpoints });
+        let state = ServiceState { service, endpoints };
+        self.current.services.insert(key.clone(), state.clone());
+        self.note_members(old.as_ref(), Some(&state));
+    }
+
+    /// Sees to those who are or were behind a service, if it has or had a waypoint.
+    fn note_members(&mut self, old: Option<&ServiceState>, new: Option<&ServiceState>) {
+        let states = || old.into_iter().chain(new);
+        if states().any(|state| state.service.waypoint.is_some()) {
+            states().flat_map(|state| state.endpoints.keys()).for_each(|uid| self.note_bound(uid));
+        }
     }
 
     /// Works out whether one workload is behind a service.
@@ -297,6 +308,9 @@ impl Mesh {
                 None if is_member => workload.services.push(key.clone()),
                 _ => {}
             }
+        }
+        if self.current.services.get(key).is_some_and(|state| state.service.waypoint.is_some()) {
+            self.note_bound(uid);
         }
     }
 

@@ -39,6 +39,8 @@ pub struct Snapshot {
     pub(super) peer_authentications: PolicyIndex<PeerAuthentication>,
     pub(super) request_authentications: PolicyIndex<RequestAuthentication>,
     pub(super) waypoints: HashMap<NamespacedName, Arc<Waypoint>>,
+    /// The services with a waypoint that a workload is behind; only those that are behind any.
+    pub(super) bound: OrdMap<WorkloadUid, Arc<[ServiceKey]>>,
     pub(super) routes: HashMap<ServiceKey, Arc<ServiceRoutes>>,
     /// What was found in the routes of a service when they were put together.
     pub(super) route_findings: OrdMap<ServiceKey, Arc<[Finding]>>,

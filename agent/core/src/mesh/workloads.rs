@@ -12,7 +12,7 @@ use super::{Mesh, PodEnrolment};
 use crate::enrolment::{Enrol, Why, eligibility};
 use crate::identity::Identity;
 use crate::service::ServiceKey;
-use crate::translate::facts::{NamespaceFacts, PodFacts, WaypointLabel, WorkloadFacts, WorkloadSource};
+use crate::translate::facts::{NamespaceFacts, PodFacts, WaypointLabel, WaypointWords, WorkloadFacts, WorkloadSource};
 use crate::waypoint::WaypointBinding;
 use crate::workload::{NetworkMode, Protocol, Template, Workload, WorkloadUid};
 
@@ -341,19 +341,21 @@ impl Mesh {
 
 /// The waypoint of an object: its own label, or else its namespace's, which does not bind waypoints to themselves.
 pub(super) fn binding(
-    own: &WaypointLabel,
+    own: &WaypointWords,
     namespace: Option<&NamespaceFacts>,
     is_gateway: bool,
 ) -> Option<WaypointBinding> {
-    let label = match (own, namespace) {
-        (WaypointLabel::Unset, Some(namespace)) if !is_gateway => &namespace.waypoint,
+    let label = match (&own.label, namespace) {
+        (WaypointLabel::Unset, Some(namespace)) if !is_gateway => &namespace.waypoint.label,
         (own, _) => own,
     };
+    let required = own.required.or_else(|| namespace?.waypoint.required);
     match label {
         WaypointLabel::Unset | WaypointLabel::None => None,
         WaypointLabel::Gateway(gateway) => Some(WaypointBinding {
             gateway: gateway.clone(),
             bypass_if_missing: namespace.is_some_and(|namespace| namespace.bypass_missing_waypoint),
+            required: required.unwrap_or(false),
         }),
     }
 }

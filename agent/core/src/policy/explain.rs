@@ -8,6 +8,7 @@ use serde::{Serialize, Serializer};
 use smallvec::SmallVec;
 
 use super::matcher::Facts;
+use super::passage::Missed;
 use super::rule::{Alternative, Clause, Condition, Rule};
 use super::{Action, AuthorizationPolicy, UnsupportedDeny};
 use crate::workload::NamespacedName;
@@ -32,6 +33,8 @@ pub enum Reason {
     Ask(Box<RuleMatch>),
     /// Denied: the policy names a provider that the mesh options do not have.
     UnknownProvider(Box<RuleMatch>),
+    /// Denied: it had to come through a waypoint, and did not.
+    NotThroughWaypoint(Box<Missed>),
     /// Denied: the port insists on an identity, and the caller has none.
     MtlsRequired {
         /// The PeerAuthentication that says so.
@@ -106,7 +109,7 @@ impl Reason {
     /// The object that decided: a policy, or a PeerAuthentication; for [`Reason::NotAllowed`], the nearest policy.
     pub fn policy(&self) -> Option<&NamespacedName> {
         match self {
-            Self::NoAllowPolicy | Self::Incomplete(_) => None,
+            Self::NoAllowPolicy | Self::Incomplete(_) | Self::NotThroughWaypoint(_) => None,
             Self::Allowed(found) => Some(&found.policy.name),
             Self::Denied(found) | Self::Ask(found) | Self::UnknownProvider(found) => Some(&found.policy.name),
             Self::NotAllowed(tried) => tried.tried.first().map(|nearest| &nearest.policy),
@@ -119,7 +122,11 @@ impl Reason {
         match self {
             Self::Allowed(found) => Some(found.rule),
             Self::Denied(found) | Self::Ask(found) | Self::UnknownProvider(found) => Some(found.rule),
-            Self::NoAllowPolicy | Self::Incomplete(_) | Self::NotAllowed(_) | Self::MtlsRequired { .. } => None,
+            Self::NoAllowPolicy
+            | Self::Incomplete(_)
+            | Self::NotAllowed(_)
+            | Self::NotThroughWaypoint(_)
+            | Self::MtlsRequired { .. } => None,
         }
     }
 
@@ -133,7 +140,7 @@ impl Reason {
             Self::NoAllowPolicy | Self::Allowed(_) | Self::Ask(_) => None,
             Self::Denied(found) => Some(matched(found)),
             Self::UnknownProvider(_) => Some("ext_authz_error".to_owned()),
-            Self::NotAllowed(_) | Self::Incomplete(_) | Self::MtlsRequired { .. } => {
+            Self::NotAllowed(_) | Self::Incomplete(_) | Self::NotThroughWaypoint(_) | Self::MtlsRequired { .. } => {
                 Some("rbac_access_denied_matched_policy[none]".to_owned())
             }
         }
@@ -145,7 +152,9 @@ impl Reason {
             Self::Allowed(found) => found.first_evidence(),
             Self::Denied(found) | Self::Ask(found) | Self::UnknownProvider(found) => found.first_evidence(),
             Self::NotAllowed(tried) => (tried.tried.first().and_then(|nearest| nearest.clause.clone()), None),
-            Self::NoAllowPolicy | Self::Incomplete(_) | Self::MtlsRequired { .. } => (None, None),
+            Self::NoAllowPolicy | Self::Incomplete(_) | Self::NotThroughWaypoint(_) | Self::MtlsRequired { .. } => {
+                (None, None)
+            }
         };
         let policy = self.policy().map(ToString::to_string);
         Explanation { policy, rule: self.rule(), clause, value, message: self.to_string() }
@@ -175,6 +184,7 @@ impl fmt::Display for Reason {
                 found.policy.provider
             ),
             Self::NotAllowed(tried) => tried.fmt(f),
+            Self::NotThroughWaypoint(missed) => missed.fmt(f),
             Self::MtlsRequired { object: Some(object), port } => {
                 write!(f, "PeerAuthentication {object} requires mTLS on port {port}, and the call came in plaintext")
             }

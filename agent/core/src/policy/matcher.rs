@@ -18,12 +18,11 @@ use crate::identity::{DEFAULT_TRUST_DOMAIN, Identity};
 
 /// A call, laid out for comparison.
 pub(super) struct Facts<'a> {
-    pub(super) identity: Option<&'a Identity>,
-    /// `/ns/NAMESPACE/sa/SERVICE-ACCOUNT`; on the stack for every name that Kubernetes accepts.
-    path: SmallVec<[u8; 384]>,
-    /// Whether the caller's trust domain is the mesh's, or an alias of it.
-    local: bool,
-    settings: Settings<'a>,
+    /// By whom rules may match it; `None` in plaintext.
+    pub(super) caller: Option<Caller<'a>>,
+    /// Who else has a part in it, where a waypoint calls on behalf of a client: a `not…` field fails if it names
+    /// either of them.
+    pub(super) other: Option<Caller<'a>>,
     /// What the waypoint saw; `None` at L4.
     pub(super) request: Option<&'a RequestFacts<'a>>,
     pub(super) source_ip: IpAddr,
@@ -31,24 +30,57 @@ pub(super) struct Facts<'a> {
     pub(super) destination_port: u16,
 }
 
+/// Someone by whom a call may be matched.
+pub(super) struct Caller<'a> {
+    pub(super) identity: &'a Identity,
+    /// `/ns/NAMESPACE/sa/SERVICE-ACCOUNT`; on the stack for every name that Kubernetes accepts.
+    path: SmallVec<[u8; 384]>,
+    /// Whether the caller's trust domain is the mesh's, or an alias of it.
+    local: bool,
+    settings: Settings<'a>,
+}
+
+impl<'a> Caller<'a> {
+    fn new(identity: &'a Identity, settings: Settings<'a>) -> Self {
+        let mut path = SmallVec::new();
+        for part in ["/ns/", &identity.namespace, "/sa/", &identity.service_account] {
+            path.extend_from_slice(part.as_bytes());
+        }
+        Self { identity, path, local: settings.is_local(&identity.trust_domain), settings }
+    }
+
+    /// The trust domains by which a policy may name the caller.
+    fn trust_domains(&self) -> impl Iterator<Item = &str> {
+        let others = self.local.then(|| self.settings.local_names()).into_iter().flatten();
+        std::iter::once(&*self.identity.trust_domain).chain(others)
+    }
+}
+
 impl<'a> Facts<'a> {
     pub(super) fn new(call: &Call<'a>, settings: Settings<'a>) -> Self {
-        let mut path = SmallVec::new();
-        if let Some(id) = call.principal {
-            for part in ["/ns/", &id.namespace, "/sa/", &id.service_account] {
-                path.extend_from_slice(part.as_bytes());
-            }
-        }
         Self {
-            identity: call.principal,
-            path,
-            local: call.principal.is_some_and(|id| settings.is_local(&id.trust_domain)),
-            settings,
+            caller: call.principal.map(|identity| Caller::new(identity, settings)),
+            other: None,
             request: None,
             source_ip: canonical_ip(call.source_ip),
             destination_ip: canonical_ip(call.destination.ip()),
             destination_port: call.destination.port(),
         }
+    }
+
+    /// The facts of a call that the caller makes on behalf of `client`: each as the one by whom rules may match it.
+    ///
+    /// A rule matches by one of them, never by the account of the one and the namespace of the other.
+    pub(super) fn of_each(
+        call: &Call<'a>,
+        client: Option<&'a Identity>,
+        settings: Settings<'a>,
+    ) -> SmallVec<[Facts<'a>; 2]> {
+        let own = Self::new(call, settings);
+        let Some((peer, client)) = call.principal.zip(client) else { return SmallVec::from_iter([own]) };
+        let caller = |identity| Some(Caller::new(identity, settings));
+        let by_client = Self { caller: caller(client), other: caller(peer), ..Self::new(call, settings) };
+        SmallVec::from_iter([Self { other: caller(client), ..own }, by_client])
     }
 
     /// The facts of what arrived at a waypoint.
@@ -58,27 +90,24 @@ impl<'a> Facts<'a> {
 
     /// What the call has for `attribute`, for people.
     pub(super) fn describe(&self, attribute: &Attribute) -> String {
-        let id = match (attribute, self.identity) {
+        let caller = match (attribute, &self.caller) {
             (Attribute::Request(attribute), _) => return attribute.describe(self.request),
             (Attribute::SourceIp(_), _) => return self.source_ip.to_string(),
             (Attribute::DestinationIp(_), _) => return self.destination_ip.to_string(),
             (Attribute::DestinationPort(_), _) => return self.destination_port.to_string(),
             (_, None) => return "a caller without an identity (plaintext)".to_owned(),
-            (_, Some(id)) => id,
+            (_, Some(caller)) => caller,
         };
-        match attribute {
+        let name = |id: &Identity| match attribute {
             Attribute::SourceNamespace(_) => id.namespace.to_string(),
             Attribute::SourceServiceAccount(_) => format!("{}/{}", id.namespace, id.service_account),
             Attribute::SourceTrustDomain(_) => id.trust_domain.to_string(),
             _ => id.principal(),
+        };
+        match &self.other {
+            Some(other) => format!("{} or {}", name(caller.identity), name(other.identity)),
+            None => name(caller.identity),
         }
-    }
-
-    /// The trust domains by which a policy may name the caller.
-    fn trust_domains(&self) -> impl Iterator<Item = &str> {
-        let own = self.identity.map(|id| &*id.trust_domain);
-        let others = self.local.then(|| self.settings.local_names()).into_iter().flatten();
-        own.into_iter().chain(others)
     }
 }
 
@@ -291,16 +320,15 @@ impl Principals {
         Self { exact: exact.into(), patterns: patterns.into() }
     }
 
-    pub(super) fn find(&self, facts: &Facts<'_>) -> Option<usize> {
-        facts.identity?;
-        let path: &[u8] = &facts.path;
+    pub(super) fn find(&self, caller: &Caller<'_>) -> Option<usize> {
+        let path: &[u8] = &caller.path;
         let first = self.exact.partition_point(|value| value.path.as_bytes() < path);
         let exact = || {
             let same_path = self.exact[first..].iter().take_while(|value| value.path.as_bytes() == path);
-            same_path.into_iter().find(|value| facts.trust_domains().any(|td| *td == *value.trust_domain))
+            same_path.into_iter().find(|value| caller.trust_domains().any(|td| *td == *value.trust_domain))
         };
         let pattern = || {
-            let named = |p: &Pattern| facts.trust_domains().any(|td| p.matches(td.as_bytes(), path));
+            let named = |p: &Pattern| caller.trust_domains().any(|td| p.matches(td.as_bytes(), path));
             self.patterns.iter().find(|(p, _)| named(p)).map(|(_, index)| *index)
         };
         exact().map(|value| value.index).or_else(pattern)

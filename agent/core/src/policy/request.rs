@@ -17,6 +17,7 @@ use super::matcher::Facts;
 use super::{Action, AuthorizationPolicy, Call, DryRun, Settings, UnsupportedDeny};
 use crate::authentication::Authenticated;
 use crate::mesh::Snapshot;
+use crate::options::MeshOptions;
 use crate::options::ext_authz::ExtAuthz;
 use crate::service::Service;
 use crate::workload::NamespacedName;
@@ -107,22 +108,65 @@ impl RequestDecision {
 ///
 /// Where objects may be missing nothing is allowed: one of them may deny it.
 pub fn authorize_request(snapshot: &Snapshot, target: RequestTarget<'_>, facts: &RequestFacts<'_>) -> RequestDecision {
-    if let Some(why) = snapshot.incomplete(target.namespace()) {
-        return RequestDecision::new(Verdict::Deny, Reason::Incomplete(why.clone()));
-    }
-    let options = snapshot.options();
-    decide_request(settings(snapshot), &snapshot.policies_at(target), &options.ext_authz, facts)
+    RequestPolicies::of(snapshot, target).authorize(snapshot.options(), facts)
 }
 
 /// What CUSTOM policies say of a request before its token is read, as Istio has the order: a provider to ask, or that
 /// the request is refused. `None` if nobody has to be asked, or all have agreed.
 pub fn ask(snapshot: &Snapshot, target: RequestTarget<'_>, facts: &RequestFacts<'_>) -> Option<RequestDecision> {
-    if let Some(why) = snapshot.incomplete(target.namespace()) {
-        return Some(RequestDecision::new(Verdict::Deny, Reason::Incomplete(why.clone())));
+    RequestPolicies::of(snapshot, target).ask(snapshot.options(), facts)
+}
+
+/// The policies that apply to what a waypoint is asked for: the same for every request, as long as the mesh is.
+#[derive(Clone, Debug)]
+pub struct RequestPolicies {
+    incomplete: Option<Arc<str>>,
+    policies: SmallVec<[Arc<AuthorizationPolicy>; 4]>,
+}
+
+impl RequestPolicies {
+    /// Those of `target`.
+    pub fn of(snapshot: &Snapshot, target: RequestTarget<'_>) -> Self {
+        let incomplete = snapshot.incomplete(target.namespace()).cloned();
+        Self { incomplete, policies: snapshot.policies_at(target) }
     }
-    let custom =
-        Judge { facts: &Facts::of_request(facts, settings(snapshot)), policies: &snapshot.policies_at(target) };
-    custom.ask(&snapshot.options().ext_authz, facts.agreed)
+
+    /// Whether every request goes on.
+    pub fn is_open(&self) -> bool {
+        self.incomplete.is_none() && self.policies.is_empty()
+    }
+
+    /// Whether there is anybody to be asked.
+    pub fn has_providers(&self) -> bool {
+        self.policies.iter().any(|policy| policy.action == Action::Custom && !policy.dry_run)
+    }
+
+    /// As [`ask`].
+    pub fn ask(&self, options: &MeshOptions, facts: &RequestFacts<'_>) -> Option<RequestDecision> {
+        if let Some(why) = &self.incomplete {
+            return Some(RequestDecision::new(Verdict::Deny, Reason::Incomplete(why.clone())));
+        }
+        let judge = Judge { facts: &Facts::of_request(facts, settings(options)), policies: &self.policies };
+        judge.ask(&options.ext_authz, facts.agreed)
+    }
+
+    /// As [`authorize_request`].
+    pub fn authorize(&self, options: &MeshOptions, facts: &RequestFacts<'_>) -> RequestDecision {
+        if let Some(why) = &self.incomplete {
+            return RequestDecision::new(Verdict::Deny, Reason::Incomplete(why.clone()));
+        }
+        decide_request(settings(options), &self.policies, &options.ext_authz, facts)
+    }
+
+    /// As [`Self::authorize`], once everybody has agreed who was to be asked: what the answers and the token have made
+    /// of the request asks nobody else.
+    pub fn authorize_agreed(&self, options: &MeshOptions, facts: &RequestFacts<'_>) -> RequestDecision {
+        if let Some(why) = &self.incomplete {
+            return RequestDecision::new(Verdict::Deny, Reason::Incomplete(why.clone()));
+        }
+        let judge = Judge { facts: &Facts::of_request(facts, settings(options)), policies: &self.policies };
+        judge.note(judge.deny_or_allow())
+    }
 }
 
 /// Decides a request by `policies`, in any order; `providers` are those of the mesh options.
@@ -133,19 +177,12 @@ pub fn decide_request(
     facts: &RequestFacts<'_>,
 ) -> RequestDecision {
     let judge = Judge { facts: &Facts::of_request(facts, settings), policies };
-    let mut decision = judge.ask(providers, facts.agreed).unwrap_or_else(|| judge.deny_or_allow());
-    decision.audit = judge.matching(Action::Audit).map(|found| judge.explain(found));
-    decision.dry_run = policies
-        .iter()
-        .filter(|policy| policy.dry_run && matches!(policy.action, Action::Allow | Action::Deny))
-        .map(|policy| DryRun { policy: policy.clone(), rule: judge.first_match(policy) })
-        .collect();
-    decision
+    judge.note(judge.ask(providers, facts.agreed).unwrap_or_else(|| judge.deny_or_allow()))
 }
 
-fn settings(snapshot: &Snapshot) -> Settings<'_> {
+fn settings(options: &MeshOptions) -> Settings<'_> {
     // What the option `l4-unsupported-deny` is about is seen here.
-    Settings { unsupported_deny: UnsupportedDeny::Deny, ..super::settings(snapshot) }
+    Settings { unsupported_deny: UnsupportedDeny::Deny, ..super::settings(options) }
 }
 
 /// One request and what applies to it.
@@ -179,6 +216,17 @@ impl<'j> Judge<'j, '_> {
             Some(provider) => RequestDecision::new(Verdict::Ask(provider.clone()), Reason::Ask(found)),
             None => RequestDecision::new(Verdict::Deny, Reason::UnknownProvider(found)),
         })
+    }
+
+    /// Adds what AUDIT policies and those on trial say.
+    fn note(&self, decision: RequestDecision) -> RequestDecision {
+        let audit = self.matching(Action::Audit).map(|found| self.explain(found));
+        let on_trial = self.policies.iter().filter(|policy| policy.dry_run);
+        let dry_run = on_trial
+            .filter(|policy| matches!(policy.action, Action::Allow | Action::Deny))
+            .map(|policy| DryRun { policy: policy.clone(), rule: self.first_match(policy) })
+            .collect();
+        RequestDecision { audit, dry_run, ..decision }
     }
 
     fn deny_or_allow(&self) -> RequestDecision {

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use super::matcher::{Facts, Networks, Ports, Principals, ServiceAccounts, Strings};
+use super::matcher::{Caller, Facts, Networks, Ports, Principals, ServiceAccounts, Strings};
 use super::request::RequestAttribute;
 use super::{Action, UnsupportedDeny};
 
@@ -129,11 +129,13 @@ impl Condition {
 
     /// The position of the first value found to match.
     pub(super) fn matching_value(&self, facts: &Facts<'_>) -> Option<usize> {
+        let others = facts.other.iter().filter(|_| self.negated);
+        let by_caller = |find: &dyn Fn(&Caller<'_>) -> Option<usize>| facts.caller.iter().chain(others).find_map(find);
         self.unreadable.or_else(|| match &self.attribute {
-            Attribute::SourcePrincipal(values) => values.find(facts),
-            Attribute::SourceNamespace(values) => values.find(&facts.identity?.namespace),
-            Attribute::SourceServiceAccount(values) => values.find(facts.identity?),
-            Attribute::SourceTrustDomain(values) => values.find(&facts.identity?.trust_domain),
+            Attribute::SourcePrincipal(values) => by_caller(&|caller| values.find(caller)),
+            Attribute::SourceNamespace(values) => by_caller(&|caller| values.find(&caller.identity.namespace)),
+            Attribute::SourceServiceAccount(values) => by_caller(&|caller| values.find(caller.identity)),
+            Attribute::SourceTrustDomain(values) => by_caller(&|caller| values.find(&caller.identity.trust_domain)),
             Attribute::SourceIp(values) => values.find(facts.source_ip),
             Attribute::DestinationIp(values) => values.find(facts.destination_ip),
             Attribute::DestinationPort(values) => values.find(facts.destination_port),

@@ -62,7 +62,7 @@ fn settings(aliases: &[Arc<str>]) -> Settings<'_> {
 }
 
 fn decide_for(caller: &Caller, specs: &[&str]) -> Decision {
-    decide(settings(&[]), &EffectivePeerAuthentication::default(), &policies(specs), &caller.call())
+    decide(settings(&[]), &EffectivePeerAuthentication::default(), &policies(specs), &caller.call(), None)
 }
 
 /// A fact: with these policies, whether this caller is allowed.

@@ -161,6 +161,16 @@ pub enum Bound {
     Workload(NamespacedName),
 }
 
+impl Bound {
+    /// The namespace of it.
+    pub fn namespace(&self) -> &str {
+        match self {
+            Self::Service(key) => &key.namespace,
+            Self::Workload(name) => &name.namespace,
+        }
+    }
+}
+
 impl fmt::Display for Bound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -24,6 +24,7 @@ pub(super) fn arrivals(snapshot: &Snapshot, caller: &Caller, dialled: SocketAddr
         path: Vec::new(),
         transport: Transport::Plaintext,
         principal: None,
+        client: None,
         source_ip: caller.address_towards(destination.ip()),
         destination,
         workload,

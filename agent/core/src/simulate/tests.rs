@@ -263,7 +263,7 @@ fn a_missing_waypoint_is_unroutable_unless_the_namespace_opts_out() {
 }
 
 #[test]
-fn behind_a_waypoint_the_server_sees_the_waypoint() {
+fn behind_a_waypoint_the_server_sees_the_waypoint_and_on_whose_behalf_it_calls() {
     let bound = MESH
         .replace("{name: cart, namespace: shop}", "{name: cart, namespace: shop, labels: {istio.io/use-waypoint: wp}}");
     let waypoint = r#"
@@ -289,8 +289,18 @@ status: {phase: Running, podIPs: [{ip: 10.0.3.1}], conditions: [{type: Ready, st
 "#;
     let report = ask(&[&bound, waypoint, FRONT_ONLY], "shop/front", "cart:80").unwrap();
     assert_eq!(report.path, ["node/n1", "waypoint/shop/wp", "node/n2"]);
+    assert_eq!(report.outcome, Outcome::Allowed, "{report:?}");
+    assert!(report.checks[0].reason.contains("cluster.local/ns/shop/sa/front"), "{report:?}");
+    let nobody = FRONT_ONLY.replace("sa/front", "sa/nobody");
+    let report = ask(&[&bound, waypoint, &nobody], "shop/front", "cart:80").unwrap();
     assert_eq!(report.outcome, Outcome::Denied, "{report:?}");
-    assert!(report.checks[0].reason.contains("cluster.local/ns/shop/sa/wp"), "{report:?}");
+    let either = "does not include cluster.local/ns/shop/sa/front or cluster.local/ns/shop/sa/wp";
+    assert!(report.checks[0].reason.contains(either), "{report:?}");
+    let required = bound.replace("{name: shop, ", "{name: shop, annotations: {culvert.dev/require-waypoint: 'true'}, ");
+    assert_eq!(ask(&[&required, waypoint], "shop/front", "cart:80").unwrap().outcome, Outcome::Allowed);
+    let report = ask(&[&required, waypoint], "plain/stray", "cart.shop:80").unwrap();
+    assert_eq!(report.outcome, Outcome::Denied, "{report:?}");
+    assert!(report.checks[0].reason.contains("takes connections from waypoint shop/wp alone"), "{report:?}");
 }
 
 #[test]

@@ -78,7 +78,7 @@ fn other(
         network: None,
         locality: Some(interner.locality(Locality { zone, ..Locality::default() })),
         capacity: 1,
-        waypoint: WaypointLabel::None,
+        waypoint: WaypointLabel::None.into(),
         named_ports: interner.ports(&[]),
     };
     Some(WorkloadFacts {

@@ -19,9 +19,23 @@ use crate::workload::{Created, Health, Labels, Locality, NamespacedName, PodName
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct NamespaceFacts {
     pub(crate) labels: Arc<Labels>,
-    pub(crate) waypoint: WaypointLabel,
+    pub(crate) waypoint: WaypointWords,
     pub(crate) bypass_missing_waypoint: bool,
     pub(crate) traffic_distribution: Option<TrafficDistribution>,
+}
+
+/// What an object says about its waypoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct WaypointWords {
+    pub(crate) label: WaypointLabel,
+    /// Whether what does not come through it is refused; `None` for as the namespace says.
+    pub(crate) required: Option<bool>,
+}
+
+impl From<WaypointLabel> for WaypointWords {
+    fn from(label: WaypointLabel) -> Self {
+        Self { label, required: None }
+    }
 }
 
 /// What the labels of an object say about its waypoint.
@@ -82,7 +96,7 @@ pub(crate) struct TemplateFacts {
     /// `None` for the node's.
     pub(crate) locality: Option<Arc<Locality>>,
     pub(crate) capacity: u32,
-    pub(crate) waypoint: WaypointLabel,
+    pub(crate) waypoint: WaypointWords,
     /// A pod's container ports, or an entry's ports, by name.
     pub(crate) named_ports: Arc<[(Arc<str>, u16)]>,
 }
@@ -137,7 +151,7 @@ pub(crate) struct ServiceFacts {
     pub(crate) node_local: bool,
     pub(crate) traffic_distribution: Option<TrafficDistribution>,
     pub(crate) allow_unhealthy: bool,
-    pub(crate) waypoint: WaypointLabel,
+    pub(crate) waypoint: WaypointWords,
     /// Whether it fronts a waypoint or gateway itself, to which the namespace's waypoint does not apply.
     pub(crate) is_gateway: bool,
     pub(crate) subject_alt_names: Vec<Arc<str>>,
@@ -171,4 +185,5 @@ pub(crate) struct WaypointFacts {
     pub(crate) serves: crate::waypoint::WaypointFor,
     pub(crate) port: u16,
     pub(crate) allowed_routes: AllowedRoutes,
+    pub(crate) tells_client: bool,
 }

@@ -2,7 +2,7 @@
 
 use culvert_api::Gateway;
 use culvert_api::gateway_api::gateways::{GatewayListeners, GatewayListenersAllowedRoutesNamespacesFrom as From};
-use culvert_api::names::{WAYPOINT_GATEWAY_CLASS, WAYPOINT_PROTOCOL, label};
+use culvert_api::names::{WAYPOINT_GATEWAY_CLASS, WAYPOINT_PROTOCOL, annotation, label};
 
 use super::facts::WaypointFacts;
 use super::{Findings, Interner, metadata};
@@ -47,6 +47,7 @@ pub(crate) fn translate(
             (Some(listener), Some(at)) => allowed_routes(listener, at, interner, findings),
             _ => AllowedRoutes::default(),
         },
+        tells_client: metadata::annotation(&gateway.metadata, annotation::XFCC_CLIENT_IDENTITY) == Some("true"),
     })
 }
 

@@ -6,7 +6,7 @@ use culvert_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use culvert_api::names::{annotation, label};
 use culvert_api::{Kind, ObjectRef};
 
-use super::facts::{TrafficDistribution, WaypointLabel};
+use super::facts::{TrafficDistribution, WaypointLabel, WaypointWords};
 use super::intern::Interner;
 use super::{Finding, Findings};
 use crate::workload::{Created, NamespacedName};
@@ -28,8 +28,29 @@ pub(crate) fn annotation<'a>(meta: &'a ObjectMeta, key: &str) -> Option<&'a str>
     Some(meta.annotations.as_ref()?.get(key)?.as_str())
 }
 
-/// The waypoint that the labels of an object in `namespace` ask for.
+/// What an object in `namespace` says about its waypoint.
 pub(crate) fn waypoint(
+    meta: &ObjectMeta,
+    namespace: &Arc<str>,
+    interner: &mut Interner,
+    findings: &mut Findings<'_>,
+) -> WaypointWords {
+    let label = waypoint_label(meta, namespace, interner, findings);
+    WaypointWords { required: flag(meta, annotation::REQUIRE_WAYPOINT, findings), label }
+}
+
+/// An annotation that is `true` or `false`; anything else is reported, and read as `true`: these annotations restrict.
+fn flag(meta: &ObjectMeta, name: &str, findings: &mut Findings<'_>) -> Option<bool> {
+    let value = annotation(meta, name)?;
+    if !matches!(value, "true" | "false") {
+        let value: String = value.chars().take(100).collect();
+        let field = format!("metadata.annotations[{name}]");
+        findings.error(field, format!("{value:?} is neither \"true\" nor \"false\": read as \"true\""));
+    }
+    Some(value != "false")
+}
+
+fn waypoint_label(
     meta: &ObjectMeta,
     namespace: &Arc<str>,
     interner: &mut Interner,

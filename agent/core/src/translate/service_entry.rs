@@ -7,7 +7,7 @@ use culvert_api::names::label;
 use culvert_api::networking::{Resolution as ApiResolution, ServiceEntry, ServiceEntryPort};
 use ipnet::IpNet;
 
-use super::facts::{ServiceEntryFacts, ServiceFacts, WaypointLabel, WorkloadFacts, WorkloadSource};
+use super::facts::{ServiceEntryFacts, ServiceFacts, WaypointWords, WorkloadFacts, WorkloadSource};
 use super::{Findings, Interner, metadata, workload_entry};
 use crate::service::{Resolution, ServicePort, TargetPort};
 
@@ -182,7 +182,7 @@ fn endpoints(
         let source = WorkloadSource::ServiceEntry { suffix };
         let name = findings.object.name.clone();
         if let Some(facts) =
-            workload_entry::endpoint(endpoint, source, WaypointLabel::Unset, name, &path, interner, findings)
+            workload_entry::endpoint(endpoint, source, WaypointWords::default(), name, &path, interner, findings)
         {
             if facts.hostname.is_some() && resolution == Resolution::Endpoints {
                 let field = format!("{path}.address");

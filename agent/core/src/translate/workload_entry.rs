@@ -7,7 +7,7 @@ use culvert_api::names::{annotation, label};
 use culvert_api::networking::{WorkloadEntry, WorkloadEntrySpec};
 use smallvec::SmallVec;
 
-use super::facts::{TemplateFacts, WaypointLabel, WorkloadFacts, WorkloadSource};
+use super::facts::{TemplateFacts, WaypointWords, WorkloadFacts, WorkloadSource};
 use super::{Findings, Interner, metadata, pod};
 use crate::workload::{Created, Health, Locality, WorkloadType};
 
@@ -38,7 +38,7 @@ pub(crate) fn translate(
 pub(crate) fn endpoint(
     spec: &WorkloadEntrySpec,
     source: WorkloadSource,
-    waypoint: WaypointLabel,
+    waypoint: WaypointWords,
     name: Arc<str>,
     path: &str,
     interner: &mut Interner,

@@ -22,7 +22,7 @@ fn while_objects_may_be_missing_nothing_is_allowed_and_the_reason_is_given() {
     let mut state = mesh(SHOP);
     let decide = |snapshot: &Snapshot| {
         let (source_ip, destination) = ("10.0.9.9".parse().unwrap(), "10.0.1.1:8080".parse().unwrap());
-        authorize(snapshot, &pod(snapshot, "cart-1"), &Call { principal: None, source_ip, destination })
+        authorize(snapshot, &pod(snapshot, "cart-1"), &Call { principal: None, source_ip, destination }, None)
     };
     assert!(decide(&state.snapshot()).allowed);
     state.set_completeness(false, Some("a.yaml:3:1: not YAML".into()));
@@ -39,7 +39,7 @@ fn a_policy_that_was_never_read_denies_in_its_namespace_and_one_that_was_stays_a
     let mut state = mesh(SHOP);
     let decide = |snapshot: &Snapshot| {
         let (source_ip, destination) = ("10.0.9.9".parse().unwrap(), "10.0.1.1:8080".parse().unwrap());
-        authorize(snapshot, &pod(snapshot, "cart-1"), &Call { principal: None, source_ip, destination })
+        authorize(snapshot, &pod(snapshot, "cart-1"), &Call { principal: None, source_ip, destination }, None)
     };
     let report = |namespace: &str, errors: usize| {
         let object = ObjectRef::new(Kind::AuthorizationPolicy, namespace, "p");

@@ -161,13 +161,13 @@ fn ports_without_a_selector_are_ignored() {
 fn plaintext_is_refused_when_strict() {
     let strict = effective(&["shop/n {mtls: {mode: STRICT}}"]);
     let allow_all = policies(&["{rules: [{}]}"]);
-    let plain = decide(settings(&[]), &strict, &allow_all, &Caller::new("plaintext").call());
+    let plain = decide(settings(&[]), &strict, &allow_all, &Caller::new("plaintext").call(), None);
     assert!(!plain.allowed);
     assert_eq!(
         plain.reason.to_string(),
         "PeerAuthentication shop/n requires mTLS on port 8080, and the call came in plaintext"
     );
-    let tunnelled = decide(settings(&[]), &strict, &allow_all, &Caller::new("cluster.local/ns/a/sa/b").call());
+    let tunnelled = decide(settings(&[]), &strict, &allow_all, &Caller::new("cluster.local/ns/a/sa/b").call(), None);
     assert!(tunnelled.allowed);
 }
 
@@ -177,7 +177,7 @@ fn a_permissive_port_takes_plaintext_under_strict() {
         "shop/w {selector: {matchLabels: {app: cart}}, mtls: {mode: STRICT}, portLevelMtls: {'8080': {mode: PERMISSIVE}}}",
     ]);
     let mut caller = Caller::new("plaintext");
-    assert!(decide(settings(&[]), &found, &[], &caller.call()).allowed);
+    assert!(decide(settings(&[]), &found, &[], &caller.call(), None).allowed);
     caller.destination.set_port(8081);
-    assert!(!decide(settings(&[]), &found, &[], &caller.call()).allowed);
+    assert!(!decide(settings(&[]), &found, &[], &caller.call(), None).allowed);
 }

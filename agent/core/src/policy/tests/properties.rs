@@ -83,7 +83,7 @@ fn allows(spec: &AuthorizationPolicySpec, caller: &Caller) -> bool {
     let mut object = security::AuthorizationPolicy::new("p", spec.clone());
     object.metadata.namespace = Some("shop".to_owned());
     let policy = translate::authorization_policy(&object, ROOT, &mut Vec::new()).unwrap();
-    decide(settings(&[]), &EffectivePeerAuthentication::default(), &[Arc::new(policy)], &caller.call()).allowed
+    decide(settings(&[]), &EffectivePeerAuthentication::default(), &[Arc::new(policy)], &caller.call(), None).allowed
 }
 
 /// Every list of `rule` that L4 can see, and then every list that it cannot.
@@ -189,7 +189,7 @@ proptest! {
             authenticated: None,
             agreed: &[],
         };
-        let at_node = decide(settings(&[]), &EffectivePeerAuthentication::default(), &nodes, &caller.call());
+        let at_node = decide(settings(&[]), &EffectivePeerAuthentication::default(), &nodes, &caller.call(), None);
         let at_waypoint = decide_request(settings(&[]), &waypoints, &[], &facts);
         prop_assert_eq!(at_node.allowed, at_waypoint.is_allowed(), "{:?}", specs);
         prop_assert_eq!(at_node.reason.to_string(), at_waypoint.reason.to_string());

@@ -240,7 +240,7 @@ fn unsupported_deny_can_be_ignored_as_istio_does() {
     let ignored = |spec| {
         let caller = Caller::new(CART);
         let settings = Settings { unsupported_deny: UnsupportedDeny::Ignore, ..settings(&[]) };
-        decide(settings, &EffectivePeerAuthentication::default(), &policies(&[spec]), &caller.call()).allowed
+        decide(settings, &EffectivePeerAuthentication::default(), &policies(&[spec]), &caller.call(), None).allowed
     };
     let of_shop =
         "{action: DENY, rules: [{from: [{source: {namespaces: [shop]}}], to: [{operation: {methods: [GET]}}]}]}";

@@ -303,7 +303,7 @@ fn trust_domain_aliases_are_as_good_as_the_mesh() {
         let settings = Settings { trust_domain: mesh, ..settings(&aliases) };
         let spec = format!("{{rules: [{{from: [{{source: {{principals: ['{value}']}}}}]}}]}}");
         let caller = Caller::new(caller);
-        decide(settings, &EffectivePeerAuthentication::default(), &policies(&[&spec]), &caller.call()).allowed
+        decide(settings, &EffectivePeerAuthentication::default(), &policies(&[&spec]), &caller.call(), None).allowed
     };
     let rows = [
         ("new.example", "new.example/ns/a/sa/b", "old.example/ns/a/sa/b", true),

@@ -105,7 +105,7 @@ fn nodes_do_not_enforce_policies_with_targets() {
     let snapshot = mesh(&[pod.to_owned(), deny]);
     let workload = snapshot.pod("shop", "cart").unwrap();
     assert!(snapshot.policies_for(workload).is_empty());
-    assert!(authorize(&snapshot, workload, &Caller::new("cluster.local/ns/shop/sa/a").call()).allowed);
+    assert!(authorize(&snapshot, workload, &Caller::new("cluster.local/ns/shop/sa/a").call(), None).allowed);
 }
 
 #[test]
