@@ -22,7 +22,7 @@ use crate::telemetry::Telemetry;
 use crate::telemetry::logging::LogHandle;
 
 pub use dump::{ReadSnapshot, mesh_members};
-pub use server::{BindError, Bound, Endpoint, bind};
+pub use server::{BindError, Bound, Endpoint, bind, bind_all};
 
 /// Writes one JSON document, as it is at the moment of the call.
 #[derive(Clone)]

@@ -36,7 +36,7 @@ pub use directory::DirectoryCa;
 pub use material::{CA_CERT, CA_CRL, CA_KEY, CERT_CHAIN, Material, Origin, ROOT_CERT};
 pub(crate) use proto::CREATE_CERTIFICATE;
 pub use proto::{IstioCertificateRequest, IstioCertificateResponse};
-pub use service::{ServiceCa, ServiceOptions};
+pub use service::{Asker, ServiceCa, ServiceOptions};
 pub(crate) use trust::unix_time;
 pub use trust::{TrustBundle, Usage};
 

@@ -1,21 +1,22 @@
 //! The command line of `culvert`. Each flag has an environment variable, `CULVERT_` and its name.
 
 mod authority;
+mod common;
 mod controller;
+mod waypoint;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use culvert_core::enrolment::{DEFAULT_EXCLUDED_NAMESPACES, EnrolmentRules};
 
 use crate::cluster;
 use crate::cni::{self, CniConfig};
-use crate::telemetry::logging::LogFormat;
 
 pub use authority::AuthorityConfig;
+pub use common::{EndpointConfig, EnrolmentConfig, LogConfig, TrafficConfig};
 pub use controller::ControllerConfig;
+pub use waypoint::WaypointConfig;
 
 /// The exit status for a bad configuration: `EX_CONFIG` of sysexits.h.
 pub const EXIT_CONFIG: u8 = 78;
@@ -34,6 +35,8 @@ pub struct Cli {
 pub enum Role {
     /// The node agent: takes the node's pods into the mesh and carries their traffic.
     Node(Box<NodeConfig>),
+    /// A waypoint: routes and authorizes the requests of the services that are bound to it.
+    Waypoint(Box<WaypointConfig>),
     /// The controller: signs certificates, gives every namespace the roots, and says what became of policies.
     Controller(ControllerConfig),
     /// The CNI plugin, as a container runtime calls it; and what removes it.
@@ -69,17 +72,9 @@ pub struct NodeConfig {
     #[arg(long, env = "CULVERT_HOST_NETNS", value_name = "PATH")]
     pub host_netns: Option<PathBuf>,
 
-    /// Namespaces whose pods are never enrolled, whatever their labels say.
-    #[arg(
-        long, env = "CULVERT_EXCLUDE_NAMESPACES", value_name = "NAME,…", value_delimiter = ',',
-        default_values = DEFAULT_EXCLUDED_NAMESPACES
-    )]
-    pub exclude_namespaces: Vec<String>,
-
-    /// Which labels put a pod into the mesh, in place of istio.io/dataplane-mode: ambient: a YAML list of podSelector
-    /// and namespaceSelector, as Istio's enablementSelectors.
-    #[arg(long, env = "CULVERT_ENABLEMENT_SELECTORS", value_name = "YAML")]
-    pub enablement_selectors: Option<String>,
+    /// Which pods belong to the mesh.
+    #[command(flatten)]
+    pub enrolment: EnrolmentConfig,
 
     /// Install the CNI plugin, so that a new pod is in the mesh before its first packet, and keep it installed.
     #[arg(long, env = "CULVERT_CNI", value_name = "BOOL", default_value_t = false, default_missing_value = "true",
@@ -99,37 +94,17 @@ pub struct NodeConfig {
     #[arg(long, env = "CULVERT_PIN_DIR", value_name = "PATH", default_value = "/sys/fs/bpf/culvert")]
     pub pin_dir: PathBuf,
 
-    /// Where the admin endpoints listen. They are for this node only: give a loopback address.
-    #[arg(long, env = "CULVERT_ADMIN_ADDR", value_name = "IP:PORT", default_value = "127.0.0.1:15000")]
-    pub admin_addr: SocketAddr,
+    /// Where it is asked how it is.
+    #[command(flatten)]
+    pub endpoints: EndpointConfig,
 
-    /// Where Prometheus scrapes.
-    #[arg(long, env = "CULVERT_METRICS_ADDR", value_name = "IP:PORT", default_value = "0.0.0.0:15020")]
-    pub metrics_addr: SocketAddr,
+    /// How it carries traffic.
+    #[command(flatten)]
+    pub traffic: TrafficConfig,
 
-    /// Where the kubelet asks whether the agent is ready.
-    #[arg(long, env = "CULVERT_READINESS_ADDR", value_name = "IP:PORT", default_value = "0.0.0.0:15021")]
-    pub readiness_addr: SocketAddr,
-
-    /// Threads that carry traffic; by default one for each CPU the agent may use, 16 at the most.
-    #[arg(long, env = "CULVERT_WORKERS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=512))]
-    pub workers: Option<u16>,
-
-    /// How long connections have to finish when the agent stops or a pod leaves the mesh.
-    #[arg(long, env = "CULVERT_DRAIN_SECONDS", value_name = "SECONDS", default_value = "25", value_parser = seconds)]
-    pub drain_seconds: Duration,
-
-    /// What is logged: a level, or `target=level` separated by commas. Can be changed at run time by `/logging`.
-    #[arg(long, env = "CULVERT_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
-    pub log_level: String,
-
-    /// How it is logged: text or json. `LOG_FORMAT`, which ztunnel reads, counts too.
-    #[arg(long, env = "CULVERT_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
-    pub log_format: LogFormat,
-
-    /// Whether each connection is logged when it closes.
-    #[arg(long, env = "CULVERT_ACCESS_LOG", value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
-    pub access_log: bool,
+    /// What it logs.
+    #[command(flatten)]
+    pub log: LogConfig,
 }
 
 /// A bad configuration, in one line that names the flag and the cure.
@@ -146,37 +121,11 @@ impl NodeConfig {
         if self.node_name.is_empty() {
             return Err(ConfigError("--node-name: empty; give the node's name, for instance $(hostname)".to_owned()));
         }
-        match &self.config_dir {
-            Some(directory) => is_directory("--config-dir", directory, "create it, and put the YAML files there")?,
-            None if cluster::is_configured() => {}
-            None => return Err(ConfigError(cluster::NOT_CONFIGURED.to_owned())),
-        }
+        check_source(self.config_dir.as_deref())?;
         self.authority.check()?;
-        self.rules()?;
+        self.enrolment.rules()?;
         is_directory("--cgroup", &self.cgroup, "give the cgroup v2 directory that holds the pods' cgroups")?;
-        let ports = [self.admin_addr, self.metrics_addr, self.readiness_addr];
-        distinct("--admin-addr, --metrics-addr, --readiness-addr", &ports)
-    }
-
-    /// How pods are chosen.
-    ///
-    /// # Errors
-    /// `--enablement-selectors` is wrong.
-    pub fn rules(&self) -> Result<EnrolmentRules, ConfigError> {
-        let names = self.exclude_namespaces.iter().map(|name| name.trim()).filter(|name| !name.is_empty());
-        let mut rules = EnrolmentRules { exclude_namespaces: names.map(Into::into).collect(), ..Default::default() };
-        if let Some(yaml) = self.enablement_selectors.as_deref().filter(|yaml| !yaml.trim().is_empty()) {
-            let selectors = EnrolmentRules::parse_selectors(yaml);
-            rules.enablement_selectors =
-                selectors.map_err(|error| ConfigError(format!("--enablement-selectors: {error}")))?;
-        }
-        Ok(rules)
-    }
-
-    /// The number of worker threads.
-    pub fn worker_count(&self) -> usize {
-        let cpus = || std::thread::available_parallelism().map_or(1, usize::from).min(16);
-        self.workers.map_or_else(cpus, usize::from)
+        distinct(EndpointConfig::FLAGS, &self.endpoints.addresses())
     }
 }
 
@@ -189,18 +138,20 @@ fn distinct(flags: &str, addresses: &[SocketAddr]) -> Result<(), ConfigError> {
     Ok(())
 }
 
+/// Whether objects can be had: from this directory, or from Kubernetes.
+fn check_source(config_dir: Option<&Path>) -> Result<(), ConfigError> {
+    match config_dir {
+        Some(directory) => is_directory("--config-dir", directory, "create it, and put the YAML files there"),
+        None if cluster::is_configured() => Ok(()),
+        None => Err(ConfigError(cluster::NOT_CONFIGURED.to_owned())),
+    }
+}
+
 fn is_directory(flag: &str, path: &Path, cure: &str) -> Result<(), ConfigError> {
     match std::fs::metadata(path) {
         Ok(found) if found.is_dir() => Ok(()),
         Ok(_) => Err(ConfigError(format!("{flag}: {} is not a directory; {cure}", path.display()))),
         Err(error) => Err(ConfigError(format!("{flag}: {}: {error}; {cure}", path.display()))),
-    }
-}
-
-fn seconds(value: &str) -> Result<Duration, String> {
-    match value.parse::<u64>() {
-        Ok(seconds) if seconds <= 3600 => Ok(Duration::from_secs(seconds)),
-        _ => Err("give whole seconds, 3600 at the most".to_owned()),
     }
 }
 
@@ -217,6 +168,8 @@ pub fn one_line(error: &clap::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use culvert_core::enrolment::EnrolmentRules;
+
     use super::*;
 
     fn node(extra: &[&str]) -> Result<NodeConfig, clap::Error> {
@@ -260,12 +213,12 @@ mod tests {
 
     #[test]
     fn the_rules_of_enrolment_can_be_set_and_are_checked() {
-        assert_eq!(node(&[]).unwrap().rules().unwrap(), EnrolmentRules::default());
-        let rules = node(&["--exclude-namespaces", "a, b,", "--enablement-selectors", "[]"]).unwrap().rules().unwrap();
-        assert_eq!(rules.exclude_namespaces, ["a".into(), "b".into()].into());
-        assert!(rules.enablement_selectors.is_empty());
-        let none = node(&["--exclude-namespaces", ""]).unwrap().rules().unwrap();
-        assert!(none.exclude_namespaces.is_empty());
+        let rules = |flags: &[&str]| node(flags).unwrap().enrolment.rules().unwrap();
+        assert_eq!(rules(&[]), EnrolmentRules::default());
+        let given = rules(&["--exclude-namespaces", "a, b,", "--enablement-selectors", "[]"]);
+        assert_eq!(given.exclude_namespaces, ["a".into(), "b".into()].into());
+        assert!(given.enablement_selectors.is_empty());
+        assert!(rules(&["--exclude-namespaces", ""]).exclude_namespaces.is_empty());
         let wrong = node(&["--enablement-selectors", "[{podSelector: {matchLabel: {}}}]"]).unwrap();
         let line = wrong.check().unwrap_err().to_string();
         assert!(line.starts_with("--enablement-selectors:") && line.contains("matchLabel"), "{line}");

@@ -43,7 +43,7 @@ use self::listener::OwnCertificate;
 use self::metrics::Metrics;
 use self::options::Options;
 use self::placement::Placement;
-use crate::admin::{self, AdminState, Endpoint, Report};
+use crate::admin::{self, AdminState, Report};
 use crate::cluster::{Cluster, explain};
 use crate::config::ControllerConfig;
 use crate::identity::{Clock, SystemClock};
@@ -76,11 +76,7 @@ impl Controller {
         let listener = TcpListener::bind(config.ca_addr).await.with_context(|| {
             format!("--ca-addr: cannot listen on {}; give a free port, or an address of this machine", config.ca_addr)
         })?;
-        let endpoints = [
-            admin::bind(Endpoint::Admin, config.admin_addr).await?,
-            admin::bind(Endpoint::Metrics, config.metrics_addr).await?,
-            admin::bind(Endpoint::Readiness, config.readiness_addr).await?,
-        ];
+        let endpoints = admin::bind_all(config.endpoints.addresses()).await?;
         Ok(Self { config, client: cluster.client(), listener, endpoints, log })
     }
 

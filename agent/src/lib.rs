@@ -1,4 +1,4 @@
-//! The node agent.
+//! The node agent, the waypoint and the controller.
 //!
 //! | module | what it is for | what is deliberately absent |
 //! |---|---|---|
@@ -15,7 +15,7 @@
 //! | [`dns`] | the DNS of enrolled pods | what names mean |
 //! | [`proxy`] | outbound, inbound, plaintext and passthrough; the live connections | netns |
 //! | [`signatures`] | the signatures of tokens | which keys are whose |
-//! | [`waypoint`] | the L7 proxy of services: what HTTP asks for, where it goes, who may | eBPF, netns |
+//! | [`waypoint`] | the role of the proxies that route and authorize requests | eBPF, netns; decisions are of the core |
 //! | [`telemetry`], [`admin`] | metrics, access log; the admin endpoints | |
 
 pub mod admin;
@@ -34,6 +34,7 @@ pub mod identity;
 pub mod node;
 pub mod proxy;
 pub mod redirect;
+mod role;
 pub mod signatures;
 pub mod source;
 pub mod telemetry;

@@ -1,14 +1,16 @@
-//! `culvert`: the node agent (role `node`), its CNI plugin (`cni`) and the controller (`controller`).
+//! `culvert`: the node agent (role `node`), its CNI plugin (`cni`), the waypoint (`waypoint`) and the controller
+//! (`controller`).
 
 use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
 use culvert::cni::{CniCommand, CniConfig, Paths, install, plugin};
-use culvert::config::{Cli, ControllerConfig, EXIT_CONFIG, NodeConfig, Role, one_line};
+use culvert::config::{Cli, ControllerConfig, EXIT_CONFIG, LogConfig, NodeConfig, Role, WaypointConfig, one_line};
 use culvert::controller::Controller;
 use culvert::node::Node;
-use culvert::telemetry::logging::{self, LogFormat, LogHandle};
+use culvert::telemetry::logging::{self, LogHandle};
+use culvert::waypoint::Waypoint;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
     };
     match role {
         Role::Node(config) => node(*config),
+        Role::Waypoint(config) => waypoint(*config),
         Role::Controller(config) => controller(config),
         Role::Cni(CniConfig { command: None }) => plugin::run(),
         Role::Cni(CniConfig { command: Some(CniCommand::Uninstall(config)) }) => {
@@ -46,7 +49,7 @@ fn node(config: NodeConfig) -> ExitCode {
     if let Err(error) = config.check() {
         return bad_configuration(&error.to_string());
     }
-    let (log, runtime) = match begin(config.log_format, &config.log_level) {
+    let (log, runtime) = match begin(&config.log) {
         Ok(begun) => begun,
         Err(status) => return status,
     };
@@ -68,13 +71,40 @@ fn node(config: NodeConfig) -> ExitCode {
     })
 }
 
+/// The life of a waypoint.
+fn waypoint(config: WaypointConfig) -> ExitCode {
+    if let Err(error) = config.check() {
+        return bad_configuration(&error.to_string());
+    }
+    let (log, runtime) = match begin(&config.log) {
+        Ok(begun) => begun,
+        Err(status) => return status,
+    };
+    runtime.block_on(async {
+        tracing::info!(version = env!("CARGO_PKG_VERSION"), gateway = %config.gateway, "culvert waypoint");
+        let waypoint = match Waypoint::build(config, log).await {
+            Ok(waypoint) => waypoint,
+            Err(error) => return failed(&error),
+        };
+        let ([admin, metrics, readiness], hbone) = waypoint.addresses();
+        tracing::info!(?hbone, %admin, %metrics, %readiness, "listening");
+        match waypoint.run(stop_signal()).await {
+            Ok(()) => {
+                tracing::info!("stopped");
+                ExitCode::SUCCESS
+            }
+            Err(error) => failed(&error),
+        }
+    })
+}
+
 /// The life of a controller.
 fn controller(mut config: ControllerConfig) -> ExitCode {
     if let Err(error) = config.check() {
         return bad_configuration(&error.to_string());
     }
     // Signing is a matter of microseconds, and the rest is waiting: one thread carries it.
-    let (log, runtime) = match begin(config.log_format, &config.log_level) {
+    let (log, runtime) = match begin(&config.log) {
         Ok(begun) => begun,
         Err(status) => return status,
     };
@@ -100,8 +130,9 @@ fn controller(mut config: ControllerConfig) -> ExitCode {
 }
 
 /// What every long-lived role begins with: the log, a runtime of one thread, and descriptors.
-fn begin(format: LogFormat, level: &str) -> Result<(LogHandle, Runtime), ExitCode> {
-    let log = logging::init(format, level).map_err(|error| bad_configuration(&format!("--log-level: {error}")))?;
+fn begin(config: &LogConfig) -> Result<(LogHandle, Runtime), ExitCode> {
+    let log = logging::init(config.log_format, &config.log_level)
+        .map_err(|error| bad_configuration(&format!("--log-level: {error}")))?;
     let mut builder = tokio::runtime::Builder::new_current_thread();
     let runtime = builder.enable_all().max_blocking_threads(BLOCKING_THREADS).build();
     let runtime = runtime.map_err(|error| failed(&error.into()))?;

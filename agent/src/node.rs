@@ -9,7 +9,6 @@ mod shown;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use arc_swap::ArcSwap;
@@ -17,8 +16,9 @@ use culvert_core::enrolment::EnrolmentRules;
 use culvert_core::mesh::{Mesh, Snapshot};
 use tokio::sync::{mpsc, watch};
 
-use crate::admin::{self, Endpoint};
+use crate::admin;
 use crate::bypass::Destinations;
+use crate::ca::Asker;
 use crate::charge::Charge;
 use crate::cluster::Cluster;
 use crate::cni;
@@ -29,18 +29,14 @@ use crate::identity::{CertificateStore, StoreOptions};
 use crate::proxy::control::Proxies;
 use crate::proxy::pod::Shared;
 use crate::redirect::{self, Redirect};
-use crate::source::kube::Kube;
-use crate::source::{self, Directory, Source};
+use crate::role;
+use crate::source::{Reader, Source};
+use crate::telemetry::Telemetry;
 use crate::telemetry::logging::LogHandle;
-use crate::telemetry::{AccessLog, Telemetry};
 use crate::workers::Workers;
 
 use ending::Ending;
 use objects::Followers;
-
-/// When the pods that were there at the start are served, after their objects are known; and from then, when an API
-/// server has told of all of its objects.
-const STARTED_AFTER: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(10)];
 
 /// A node agent that is ready to run: configuration read, programs loaded, ports bound.
 pub struct Node {
@@ -77,26 +73,16 @@ impl Node {
             pin_path: config.pin_dir.clone(),
         };
         let redirect = Arc::new(Redirect::load(programs)?);
-        let authority = config.authority.open()?;
+        let authority = config.authority.open(Asker::Node)?;
         let certificates = CertificateStore::new(authority, StoreOptions::default());
         let cluster = match config.config_dir {
             Some(_) => None,
             None => Some(Cluster::connect().await?),
         };
-        let source = match (&cluster, &config.config_dir) {
-            (Some(cluster), _) => Source::Kube(Kube::open(cluster, Some(config.state_dir.join(source::OBJECTS)))),
-            (None, Some(directory)) => Source::Directory(
-                Directory::open(directory, config.state_dir.join(source::FILES)).context("--config-dir")?,
-            ),
-            (None, None) => anyhow::bail!("--config-dir: not given"),
-        };
-        let access_log = if config.access_log { AccessLog::stdout(config.log_format) } else { AccessLog::off() };
-        let telemetry = Telemetry::new(access_log);
-        let endpoints = vec![
-            admin::bind(Endpoint::Admin, config.admin_addr).await?,
-            admin::bind(Endpoint::Metrics, config.metrics_addr).await?,
-            admin::bind(Endpoint::Readiness, config.readiness_addr).await?,
-        ];
+        let directory = config.config_dir.as_deref();
+        let source = Source::open(directory, cluster.as_ref(), Reader::Node, Some(&config.state_dir))?;
+        let telemetry = Telemetry::new(role::access_log(&config.traffic, &config.log));
+        let endpoints = admin::bind_all(config.endpoints.addresses()).await?.into();
         let cni = match config.cni {
             // As long as another agent serves the node's pods, it answers the plugin as well.
             true => Some(cni::AgentSide::new(cni_paths(&config), !redirect.is_anyone_in_charge())?),
@@ -116,7 +102,7 @@ impl Node {
     /// # Errors
     /// The process is out of threads or descriptors, or a part of the agent has ended by a bug.
     pub async fn run(mut self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
-        let rules = Arc::new(self.config.rules()?);
+        let rules = Arc::new(self.config.enrolment.rules()?);
         let serving = self.serving()?;
         let (quit, mut quitting) = mpsc::channel::<()>(1);
         let state = self.admin_state(&serving, quit);
@@ -124,12 +110,13 @@ impl Node {
             tokio::spawn(endpoint.serve(state.clone()));
         }
         self.register_metrics();
-        tokio::spawn(release_memory(serving.loaded.subscribe()));
+        tokio::spawn(role::release_memory(serving.loaded.subscribe()));
         let lifecycle = self.cluster.clone().map(|cluster| Lifecycle::new(cluster, self.config.daemonset.clone()));
         let lifecycle = Arc::new(lifecycle);
         tokio::spawn(begin(lifecycle.clone()));
         let (announcer, saver) = (self.announcer(), self.source.saver());
-        let trust = tokio::spawn(objects::follow_trust(self.certificates.clone(), serving.proxies.clone()));
+        let proxies = serving.proxies.clone();
+        let trust = tokio::spawn(role::follow_trust(self.certificates.clone(), move |trust| proxies.vet(trust)));
         let following = tokio::spawn(serving.charge.clone().follow());
         let ending = Ending {
             redirect: self.redirect.clone(),
@@ -161,7 +148,7 @@ impl Node {
     }
 
     fn serving(&self) -> anyhow::Result<Serving> {
-        let workers = Workers::start(self.config.worker_count()).context("worker threads")?;
+        let workers = Workers::start(self.config.traffic.worker_count()).context("worker threads")?;
         let mesh = Arc::new(ArcSwap::new(Mesh::new().snapshot()));
         let shared = Shared {
             mesh: mesh.clone(),
@@ -171,7 +158,7 @@ impl Node {
         };
         Ok(Serving {
             mesh,
-            proxies: Proxies::new(shared, self.config.drain_seconds),
+            proxies: Proxies::new(shared, self.config.traffic.drain_seconds),
             states: States::default(),
             charge: Charge::new(self.redirect.clone()),
             loaded: watch::Sender::new(false),
@@ -245,21 +232,6 @@ impl Node {
 async fn begin(lifecycle: Arc<Option<Lifecycle>>) {
     if let Some(lifecycle) = &*lifecycle {
         lifecycle.begin().await;
-    }
-}
-
-/// Gives back what starting took of memory, once that is over: when what is known has been taken in, and again when an
-/// agent that started from what an earlier one wrote down has had the time to read it all anew.
-async fn release_memory(mut is_loaded: watch::Receiver<bool>) {
-    if is_loaded.wait_for(|loaded| *loaded).await.is_err() {
-        return;
-    }
-    for after in STARTED_AFTER {
-        tokio::time::sleep(after).await;
-        // A panic was reported by the runtime.
-        if let Ok(Err(error)) = tokio::task::spawn_blocking(redirect::memory::release).await {
-            tracing::debug!(%error, "the memory that starting took is not given back");
-        }
     }
 }
 

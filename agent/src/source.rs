@@ -18,6 +18,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use culvert_api::Kind;
 use culvert_api::yaml::{Gravity, Mistake};
 use culvert_core::mesh::Change;
 use serde::Serialize;
@@ -43,6 +44,25 @@ pub fn forget(state_dir: &Path) {
 const PIECE: usize = 128;
 /// How many pieces wait for whoever takes them.
 const PIECES: usize = 2;
+
+/// Who reads a source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reader {
+    /// A node agent.
+    Node,
+    /// A waypoint.
+    Waypoint,
+}
+
+impl Reader {
+    /// Whether it has a use for objects of `kind`. What says how requests are routed would cost every node its memory.
+    pub fn reads(self, kind: Kind) -> bool {
+        match self {
+            Self::Node => !kind.is_of_waypoints(),
+            Self::Waypoint => true,
+        }
+    }
+}
 
 /// The next piece of what a source has to say.
 #[derive(Debug, Default)]
@@ -150,15 +170,19 @@ impl Status {
 
 impl Directory {
     /// Starts to read and watch `path`. Files within may be broken; the directory has to be there. What each held when
-    /// it was last in order is kept in `last_good`, for the next start.
+    /// it was last in order is kept in `last_good`, if that is given, for the next start.
     ///
     /// # Errors
     /// When it cannot be read, or no thread can be started.
-    pub fn open(path: &Path, last_good: PathBuf) -> Result<Self, SourceError> {
+    pub fn open(path: &Path, last_good: impl Into<Option<PathBuf>>) -> Result<Self, SourceError> {
         std::fs::read_dir(path).map_err(|error| SourceError::Unreadable { path: path.to_owned(), error })?;
         let (updates_to, updates) = mpsc::channel(PIECES);
         let (status_to, status) = state::channel(Arc::default());
-        watch::spawn(path.to_owned(), LastGood::new(last_good), updates_to, status_to)
+        let mut scanner = Scanner::new(path.to_owned());
+        if let Some(last_good) = last_good.into() {
+            scanner = scanner.keeping(LastGood::new(last_good));
+        }
+        watch::spawn(path.to_owned(), scanner, updates_to, status_to)
             .map_err(|error| SourceError::Thread { path: path.to_owned(), error })?;
         Ok(Self { updates, status })
     }

@@ -6,7 +6,8 @@
 //! | [`netns`], [`cgroup`] | guards: gone when dropped |
 //! | [`process`] | a place (netns and cgroup), and commands, closures and long-running processes there |
 //! | [`topology`] | nodes joined by a routed wire, pods routed behind their nodes |
-//! | [`agent`], [`objects`] | `culvert node` on a node, and the directory of YAML it reads |
+//! | [`agent`], [`waypoint`] | `culvert node` on a node, `culvert waypoint` in a pod; what they share is in [`daemon`] |
+//! | [`objects`] | the directory of YAML that they read |
 //! | [`http`], [`nginx`] | servers, and a client for the agent's endpoints |
 //! | [`kube`] | a real Kubernetes API server, its outages, its tokens and its audit log |
 //! | [`capture`] | what crossed a wire |
@@ -19,6 +20,7 @@
 pub mod agent;
 pub mod capture;
 pub mod cgroup;
+pub mod daemon;
 pub mod deadline;
 pub mod histogram;
 pub mod http;
@@ -30,10 +32,12 @@ pub mod process;
 pub mod scope;
 pub mod selftest;
 pub mod topology;
+pub mod waypoint;
 
 pub use agent::{Agent, AgentConfig};
 pub use capture::Capture;
 pub use cgroup::Cgroup;
+pub use daemon::Daemon;
 pub use deadline::eventually;
 pub use histogram::Histogram;
 pub use kube::ControlPlane;
@@ -43,3 +47,4 @@ pub use objects::ConfigDir;
 pub use process::{Finished, Place, Process};
 pub use scope::Scope;
 pub use topology::{Node, Pod, Topology};
+pub use waypoint::Waypoint;

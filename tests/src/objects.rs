@@ -121,6 +121,45 @@ spec:
     )
 }
 
+/// The Pod of a waypoint, behind the Service of the Gateway that has its name: not captured, as the controller makes it.
+pub fn waypoint_pod(pod: &Pod) -> String {
+    let labels = [("gateway.networking.k8s.io/gateway-name", pod.name()), ("istio.io/dataplane-mode", "none")];
+    labelled_pod(pod, pod.name(), &labels)
+}
+
+/// The Gateway of a waypoint for this traffic (`service`, `workload`, `all`) and its own namespace, and its Service, which
+/// selects [`waypoint_pod`].
+pub fn waypoint(namespace: &str, name: &str, serves: &str) -> [String; 2] {
+    let gateway = format!(
+        "\
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata:
+  name: {name}
+  namespace: {namespace}
+  labels: {{istio.io/waypoint-for: {serves}}}
+spec:
+  gatewayClassName: istio-waypoint
+  listeners: [{{name: mesh, port: 15008, protocol: HBONE}}]
+"
+    );
+    let service = format!(
+        "\
+apiVersion: v1
+kind: Service
+metadata:
+  name: {name}
+  namespace: {namespace}
+  labels: {{gateway.networking.k8s.io/gateway-name: {name}}}
+spec:
+  clusterIP: None
+  selector: {{gateway.networking.k8s.io/gateway-name: {name}}}
+  ports: [{{name: mesh, port: 15008}}]
+"
+    );
+    [gateway, service]
+}
+
 /// A PeerAuthentication for a whole namespace.
 pub fn peer_authentication(namespace: &str, mode: &str) -> String {
     format!(

@@ -18,6 +18,7 @@
 //! | [`bypass`] | destinations that are not captured |
 //! | [`dns`] | what the mesh answers to DNS, and the messages |
 //! | [`hbone`] | the HTTP/2 tunnel and its headers, sans I/O |
+//! | [`protocol`] | what a connection speaks: as its port says, or by its first bytes |
 //! | [`cni`] | our plugin in the node's network configurations |
 //! | [`enrolment`] | which pods belong to the mesh, and the steps of taking one in |
 //! | [`simulate`] | one call, decided from end to end with every reason |
@@ -33,6 +34,7 @@ pub mod identity;
 pub mod mesh;
 pub mod options;
 pub mod policy;
+pub mod protocol;
 pub mod route;
 pub mod service;
 mod sharded;

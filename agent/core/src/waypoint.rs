@@ -1,10 +1,16 @@
-//! Which waypoint serves a workload or service.
+//! Which waypoint serves a workload or service, and what it takes from whom.
+
+mod own;
+mod target;
 
 use std::sync::Arc;
 
 use serde::Serialize;
 
 use crate::workload::NamespacedName;
+
+pub use own::{Unplaced, own_workload};
+pub use target::{Addressed, NotServed, SessionTarget};
 
 /// The waypoint that labels bind a workload or service to. A binding says what was asked for; whether the waypoint
 /// exists is decided per connection, so that a missing one is refused rather than bypassed.

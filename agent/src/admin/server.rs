@@ -93,6 +93,18 @@ pub async fn bind(endpoint: Endpoint, address: SocketAddr) -> Result<Bound, Bind
     Ok(Bound { endpoint, listener, address })
 }
 
+/// Listens for all of them: admin, metrics and readiness, in this order.
+///
+/// # Errors
+/// As [`bind`]; nothing is left bound.
+pub async fn bind_all([admin, metrics, readiness]: [SocketAddr; 3]) -> Result<[Bound; 3], BindError> {
+    Ok([
+        bind(Endpoint::Admin, admin).await?,
+        bind(Endpoint::Metrics, metrics).await?,
+        bind(Endpoint::Readiness, readiness).await?,
+    ])
+}
+
 impl Bound {
     /// The address, with the port that was chosen where port 0 was asked for.
     pub fn address(&self) -> SocketAddr {

@@ -35,6 +35,15 @@ const MAX_CHAIN: usize = 64;
 /// A service account token is some kB of base64 at the most; this bounds what is read of a file that is none.
 const MAX_TOKEN: usize = 64 << 10;
 
+/// Who asks for certificates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asker {
+    /// A node agent, for the pods of its node.
+    Node,
+    /// A workload, for the service account of its own token. It names nobody: istiod lets only nodes do that.
+    Itself,
+}
+
 /// Where the CA service is, and how to show and check who is who.
 #[derive(Clone, Debug)]
 pub struct ServiceOptions {
@@ -47,6 +56,8 @@ pub struct ServiceOptions {
     /// `--ca-token-file`: the service account token, of audience `istio-ca`. Read anew for each request: the kubelet
     /// renews it.
     pub token_file: PathBuf,
+    /// Who asks.
+    pub asker: Asker,
     /// What the time is.
     pub clock: Arc<dyn Clock>,
 }
@@ -94,7 +105,10 @@ impl ServiceCa {
         let message = IstioCertificateRequest {
             csr: request.csr,
             validity_duration: i64::try_from(request.ttl.as_secs()).unwrap_or(i64::MAX),
-            metadata: Some(IstioCertificateRequest::impersonating(request.identity.to_string())),
+            metadata: match self.options.asker {
+                Asker::Node => Some(IstioCertificateRequest::impersonating(request.identity.to_string())),
+                Asker::Itself => None,
+            },
         };
         let mut asked = Request::new(message);
         asked.metadata_mut().insert("authorization", self.bearer()?);
@@ -127,8 +141,13 @@ impl ServiceCa {
 
     /// `status` as one line with the cure.
     fn explain(&self, status: &Status) -> CaError {
-        let ServiceOptions { address, token_file, .. } = &self.options;
+        let ServiceOptions { address, token_file, asker, .. } = &self.options;
         let problem = match status.code() {
+            Code::Unauthenticated if *asker == Asker::Itself => format!(
+                "{address} refuses this workload: the token in --ca-token-file {} must be of audience istio-ca; its log \
+                 says which it is",
+                token_file.display()
+            ),
             Code::Unauthenticated => format!(
                 "{address} refuses this agent: the token in --ca-token-file {} must be of audience istio-ca, its \
                  ServiceAccount one of --trusted-node-accounts (Helm: controller.trustedNodeAccounts), and a pod of \

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::ConfigError;
-use crate::ca::{CaError, CertificateAuthority, DirectoryCa, ServiceCa, ServiceOptions};
+use crate::ca::{Asker, CaError, CertificateAuthority, DirectoryCa, ServiceCa, ServiceOptions};
 use crate::identity::SystemClock;
 
 /// The flags that say who signs.
@@ -73,11 +73,11 @@ impl AuthorityConfig {
         }
     }
 
-    /// The authority that they name. Needs a tokio runtime.
+    /// The authority that they name, as `asker` asks it. Needs a tokio runtime.
     ///
     /// # Errors
     /// When there is none in `--ca-dir`. A CA service need not be there yet.
-    pub fn open(&self) -> Result<Arc<dyn CertificateAuthority>, CaError> {
+    pub fn open(&self, asker: Asker) -> Result<Arc<dyn CertificateAuthority>, CaError> {
         if let Some(directory) = &self.ca_dir {
             return Ok(DirectoryCa::open(directory)?);
         }
@@ -86,6 +86,7 @@ impl AuthorityConfig {
             root_file: self.ca_root_file.clone(),
             crl_file: self.ca_crl_file.clone(),
             token_file: self.ca_token_file.clone(),
+            asker,
             clock: Arc::new(SystemClock),
         })?)
     }

@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::ConfigError;
-use crate::telemetry::logging::LogFormat;
+use super::{ConfigError, EndpointConfig, LogConfig};
 
 /// The controller's flags.
 #[derive(Clone, Debug, Args)]
@@ -45,7 +44,7 @@ pub struct ControllerConfig {
         env = "CULVERT_ROOT_SPREAD_SECONDS",
         value_name = "SECONDS",
         default_value = "3600",
-        value_parser = super::seconds
+        value_parser = super::common::seconds
     )]
     pub root_spread_seconds: Duration,
 
@@ -60,25 +59,13 @@ pub struct ControllerConfig {
     )]
     pub distribute_roots: bool,
 
-    /// Where the admin endpoints listen. They are for this pod only: give a loopback address.
-    #[arg(long, env = "CULVERT_ADMIN_ADDR", value_name = "IP:PORT", default_value = "127.0.0.1:15000")]
-    pub admin_addr: SocketAddr,
+    /// Where it is asked how it is.
+    #[command(flatten)]
+    pub endpoints: EndpointConfig,
 
-    /// Where Prometheus scrapes.
-    #[arg(long, env = "CULVERT_METRICS_ADDR", value_name = "IP:PORT", default_value = "0.0.0.0:15020")]
-    pub metrics_addr: SocketAddr,
-
-    /// Where the kubelet asks whether the controller is ready.
-    #[arg(long, env = "CULVERT_READINESS_ADDR", value_name = "IP:PORT", default_value = "0.0.0.0:15021")]
-    pub readiness_addr: SocketAddr,
-
-    /// What is logged: a level, or `target=level` separated by commas. Can be changed at run time by `/logging`.
-    #[arg(long, env = "CULVERT_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
-    pub log_level: String,
-
-    /// How it is logged: text or json. `LOG_FORMAT`, which ztunnel reads, counts too.
-    #[arg(long, env = "CULVERT_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
-    pub log_format: LogFormat,
+    /// What it logs.
+    #[command(flatten)]
+    pub log: LogConfig,
 }
 
 impl ControllerConfig {
@@ -105,8 +92,9 @@ impl ControllerConfig {
                 "--ca-dns-names: {bad:?} is no DNS name; names only, without ports (Helm: controller.caDnsNames)"
             )));
         }
-        let ports = [self.ca_addr, self.admin_addr, self.metrics_addr, self.readiness_addr];
-        super::distinct("--ca-addr, --admin-addr, --metrics-addr, --readiness-addr", &ports)?;
+        let [admin, metrics, readiness] = self.endpoints.addresses();
+        let flags = format!("--ca-addr, {}", EndpointConfig::FLAGS);
+        super::distinct(&flags, &[self.ca_addr, admin, metrics, readiness])?;
         if self.pod_name.is_none() {
             self.pod_name = Some(format!("culvert-controller-{:016x}", rand::random::<u64>()));
         }

@@ -10,8 +10,9 @@ use tokio::sync::{mpsc, watch};
 use crate::bypass::Destinations;
 use crate::charge::{Charge, taken_after};
 use crate::cni::server::Told;
-use crate::identity::{CertificateStore, TrustDomains};
+use crate::identity::CertificateStore;
 use crate::proxy::control::Proxies;
+use crate::role;
 use crate::source::Source;
 
 /// Who looks at each new state of the mesh.
@@ -86,7 +87,7 @@ impl Followers {
     async fn look(mut self, state: &mut Mesh) -> Option<Self> {
         let snapshot = state.publish();
         let touched = state.take_touched();
-        self.set_trust_domains(&snapshot);
+        role::set_trust_domains(&self.certificates, &snapshot);
         self.mesh.store(snapshot.clone());
         // What is open must not wait until the programs have been told of thousands of destinations.
         let ended = self.proxies.recheck(&snapshot);
@@ -104,27 +105,5 @@ impl Followers {
         self.snapshots.send_replace(snapshot);
         self.loaded.send_replace(true);
         Some(self)
-    }
-
-    fn set_trust_domains(&self, snapshot: &Snapshot) {
-        let options = snapshot.options();
-        let trusted = TrustDomains::new(options.trust_domain.clone(), options.trust_domain_aliases.iter().cloned());
-        if *self.certificates.trust_domains() != trusted {
-            self.certificates.set_trust_domains(trusted);
-        }
-    }
-}
-
-/// Ends the tunnels to and from peers that the mesh trusts no longer. Ends itself by a bug only.
-pub(super) async fn follow_trust(certificates: CertificateStore, proxies: Proxies) {
-    let mut watch = certificates.trust();
-    while let Some(trust) = watch.changed().await {
-        let proxies = proxies.clone();
-        match tokio::task::spawn_blocking(move || proxies.vet(&trust)).await {
-            Ok(0) => {}
-            Ok(ended) => tracing::warn!(ended, "tunnels closed: their peers are not trusted any more"),
-            // A panic was reported by the runtime. Without this task the agent ends.
-            Err(_) => return,
-        }
     }
 }

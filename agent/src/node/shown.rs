@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 use super::{Node, Serving};
 use crate::admin::{self, AdminState, ReadinessCheck, Report};
@@ -40,7 +40,7 @@ impl Node {
         let states = serving.states.clone();
         vec![
             Arc::new(move || plugin.as_ref().map(|problems| problems()).unwrap_or_default()),
-            loading(serving.loaded.subscribe(), view.clone()),
+            view.loading(serving.loaded.subscribe()),
             Arc::new(move || states.not_ready()),
         ]
     }
@@ -76,16 +76,6 @@ fn redirection(redirect: &Arc<Redirect>, states: &States, node: &str) -> Report 
 fn notes(states: &States, view: View) -> ReadinessCheck {
     let states = states.clone();
     Arc::new(move || view.notes().into_iter().chain(states.notes()).collect())
-}
-
-fn loading(loaded: watch::Receiver<bool>, view: View) -> ReadinessCheck {
-    Arc::new(move || {
-        if *loaded.borrow() {
-            return Vec::new();
-        }
-        let missing = view.missing();
-        if missing.is_empty() { vec!["the configuration has not been read yet".to_owned()] } else { missing }
-    })
 }
 
 fn sample(counter: redirect::Counter) -> Sample {

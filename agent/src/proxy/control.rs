@@ -43,7 +43,7 @@ impl Proxies {
     /// Ends the tunnels to and from peers that would not be let in under `trust`; returns how many. Verifies every
     /// chain, which takes some 0.1 ms for each: for a thread that may be kept busy.
     pub fn vet(&self, trust: &Trust) -> usize {
-        self.all().iter().flat_map(|pod| pod.tunnels()).filter(|tunnel| tunnel.vet(trust)).count()
+        self.all().iter().flat_map(|pod| pod.all_tunnels()).filter(|tunnel| tunnel.vet(trust)).count()
     }
 
     /// Every live connection, for `/connections`.

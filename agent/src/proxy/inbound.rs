@@ -17,65 +17,16 @@ use tokio::net::TcpStream;
 use super::accept::Incoming;
 use super::live::Admission;
 use super::pod::{Pod, is_own_port};
-use crate::hbone::server::{self, Peer};
-use crate::hbone::tunnel::abort;
-use crate::hbone::tunnel::{Accept, Accepted, TunnelError};
-use crate::identity::Trust;
+use crate::hbone::server::Peer;
+use crate::hbone::tunnel::{Accept, Accepted};
 use crate::telemetry::{ConnectionInfo, Direction, HboneTarget, Outcome, PeerLine, ResponseFlags, SecurityPolicy};
 
 /// Takes a peer's connection through its handshake and serves the tunnel.
 pub(super) fn serve(pod: &Arc<Pod>, incoming: Incoming) {
-    let Some(certificate) = pod.certificate.current() else {
-        if PeerLine::TunnelRefused.may_be_written() {
-            tracing::warn!(workload = %pod.workload, peer = %incoming.remote, "tunnel refused: the pod has no certificate yet");
-        }
-        return;
-    };
-    let from = incoming.remote.ip();
-    let (handshaking, place) = match (pod.handshakes.enter(from), pod.tunnels.enter(from)) {
-        (Ok(handshaking), Ok(place)) => (handshaking, place),
-        (Err(full), _) | (_, Err(full)) => {
-            abort(&incoming.socket);
-            PeerLine::TunnelFull.happened();
-            if full.is_news() {
-                tracing::warn!(workload = %pod.workload, peer = %incoming.remote, "tunnel refused: {full}");
-            }
-            return;
-        }
-    };
-    let pod = pod.clone();
-    let worker = pod.home + pod.next_served();
-    let handle = pod.shared.workers.get(worker).clone();
-    handle.spawn(async move {
-        let Incoming { socket, remote, local } = incoming;
-        let seen = Trust { bundle: certificate.trust.clone(), ..pod.trust.now() };
-        let now = pod.shared.certificates.clock().now();
-        let judge = |peer| Judge { pod: pod.clone(), peer, remote, local };
-        let accepted =
-            server::accept(socket, certificate.server.clone(), &seen.domains, now, &pod.buffers, judge).await;
-        drop(handshaking);
-        match accepted {
-            Ok((tunnel, vetted)) => {
-                let _serving = pod.served.enter(vetted, &seen);
-                match tunnel.await {
-                    Ok(()) => {}
-                    // A peer may go away as it likes; what it sends has rules.
-                    Err(error @ (TunnelError::Io(_) | TunnelError::Closed)) => {
-                        tracing::debug!(peer = %remote, %error, "tunnel ended");
-                    }
-                    Err(error) if PeerLine::TunnelEnded.may_be_written() => {
-                        tracing::warn!(workload = %pod.workload, peer = %remote, "tunnel ended: {error}");
-                    }
-                    Err(_) => {}
-                }
-            }
-            Err(error) if PeerLine::TunnelRefused.may_be_written() => {
-                tracing::warn!(workload = %pod.workload, peer = %remote, "tunnel refused: {error}");
-            }
-            Err(_) => {}
-        }
-        drop(place);
-    });
+    let worker = pod.shared.workers.get(pod.home + pod.next_served());
+    let judged = pod.clone();
+    let judge = move |peer, remote, local| Judge { pod: judged, peer, remote, local };
+    pod.tunnels.serve(worker, incoming, judge);
 }
 
 /// Judges the streams of one tunnel.

@@ -13,10 +13,10 @@ const HANDSHAKES: Limit = Limit { what: "handshakes", per_address: 32, total: 25
 /// Tunnels. Each costs some 6 kB when idle and carries 200 streams; a client has one per 100 connections.
 const TUNNELS: Limit = Limit { what: "tunnels", per_address: 512, total: 16_384 };
 /// Live connections of one pod, in all directions. Each costs two descriptors; beyond, the pod's own ports run out.
-pub(super) const MAX_CONNECTIONS: usize = 50_000;
+pub(crate) const MAX_CONNECTIONS: usize = 50_000;
 /// Bytes that the tunnels of one pod hold because nobody reads them. Windows allow 4 MiB a stream, and streams there may be
 /// many; beyond, those that hold most are reset (see [`Buffers`](crate::hbone::buffers::Buffers)).
-pub(super) const MAX_UNREAD: usize = 256 << 20;
+pub(crate) const MAX_UNREAD: usize = 256 << 20;
 /// How long whatever a connection leads to may take to accept it (as ztunnel).
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a limit that stays reached is spoken of: a flood must not become one of the log.

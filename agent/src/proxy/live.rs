@@ -11,6 +11,7 @@ use culvert_core::identity::Identity;
 use serde::Serialize;
 
 use crate::telemetry::{ConnectionRecord, Direction, Outcome, ResponseFlags, SocketGuard};
+use crate::waypoint::Through;
 
 /// Why a connection is ended from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +51,8 @@ pub enum Admission {
         /// What the application dialled.
         destination: OriginalDst,
     },
+    /// Through a waypoint.
+    Waypoint(Box<Through>),
 }
 
 /// A handle to end one connection.

@@ -20,7 +20,7 @@ use super::accept::Incoming;
 use super::limits::CONNECT_TIMEOUT;
 use super::live::{Admission, Flow};
 use super::pod::Pod;
-use super::pump::pump;
+use super::pump::{Limits, pump};
 use super::resolve;
 use crate::hbone::client::{Key, connect, keepalive};
 use crate::hbone::tunnel::{Open, abort};
@@ -164,7 +164,7 @@ fn pass_through(pod: &Arc<Pod>, incoming: Incoming, to: To, flow: Flow) {
             match dial(&this, addr, incoming.remote).await {
                 Ok(server) => {
                     match TcpStream::from_std(incoming.socket) {
-                        Ok(client) => pump(client, server, flow).await,
+                        Ok(client) => pump(client, server, flow, Limits::default()).await,
                         Err(error) => flow.close(Outcome::error(error.to_string())),
                     }
                     return;

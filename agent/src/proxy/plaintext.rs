@@ -11,7 +11,7 @@ use super::accept::Incoming;
 use super::limits::CONNECT_TIMEOUT;
 use super::live::Admission;
 use super::pod::Pod;
-use super::pump::pump;
+use super::pump::{Limits, pump};
 use crate::hbone::client::{connected, keepalive};
 use crate::hbone::tunnel::abort;
 use crate::telemetry::{ConnectionInfo, Direction, Outcome, ResponseFlags, SecurityPolicy};
@@ -67,7 +67,7 @@ pub(super) fn serve(pod: &Arc<Pod>, incoming: Incoming) {
         };
         match dialled.await {
             Ok(server) => match TcpStream::from_std(incoming.socket) {
-                Ok(client) => pump(client, server, flow).await,
+                Ok(client) => pump(client, server, flow, Limits::default()).await,
                 Err(error) => flow.close(Outcome::error(error.to_string())),
             },
             Err(error) => {

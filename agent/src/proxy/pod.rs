@@ -5,7 +5,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use culvert_core::hbone::Baggage;
 use culvert_core::identity::Identity;
 use culvert_core::mesh::Snapshot;
 use culvert_core::policy::{AuthorizationPolicy, Call, Decision, authorize};
@@ -13,17 +12,18 @@ use culvert_core::workload::{Workload, WorkloadUid};
 use tokio::sync::watch;
 
 use super::accept::{Incoming, accept};
-use super::limits::{Gate, MAX_CONNECTIONS, MAX_UNREAD};
+use super::baggage::OwnBaggage;
+use super::limits::{MAX_CONNECTIONS, MAX_UNREAD};
 use super::live::{Admission, Connections, EndReason, Flow};
 use super::recheck::is_allowed;
-use super::served::Served;
+use super::tunnels::Tunnels;
 use super::{inbound, outbound, plaintext};
 use crate::dns::PodDns;
 use crate::enrolment::ProxyPod;
 use crate::hbone::buffers::Buffers;
 use crate::hbone::client::Pool;
 use crate::hbone::vetted::Vetted;
-use crate::identity::{CertificateHandle, CertificateStore, TrustWatch};
+use crate::identity::CertificateStore;
 use crate::redirect::PodNetns;
 use crate::telemetry::{ConnectionRecord, Direction, PeerLine, Telemetry};
 use crate::workers::Workers;
@@ -56,50 +56,36 @@ pub(super) struct Pod {
     pub(super) workload: WorkloadUid,
     pub(super) identity: Arc<Identity>,
     pub(super) netns: Arc<PodNetns>,
-    pub(super) certificate: CertificateHandle,
     pub(super) connections: Arc<Connections>,
     pub(super) pool: Pool,
-    pub(super) buffers: Arc<Buffers>,
     pub(super) home: usize,
-    pub(super) handshakes: Arc<Gate>,
-    pub(super) tunnels: Arc<Gate>,
     /// Tunnels that peers have opened to us.
-    pub(super) served: Arc<Served>,
-    pub(super) trust: TrustWatch,
+    pub(super) tunnels: Arc<Tunnels>,
     /// What serves the pod in place of this.
     successor: OnceLock<Arc<Pod>>,
-    baggage: ArcSwap<(WorkloadBaggage, Arc<str>)>,
+    baggage: OwnBaggage,
 }
-
-/// The workload that the cached baggage describes.
-type WorkloadBaggage = Option<Arc<Workload>>;
 
 impl PodProxy {
     /// Starts the proxies on the pod's listeners.
     pub fn start(shared: Shared, pod: ProxyPod) -> Self {
         let ProxyPod { workload, identity, netns, listeners, .. } = pod;
         let home = shared.workers.assign();
-        let certificate = shared.certificates.handle(&identity);
-        let trust = shared.certificates.trust();
         let buffers = Buffers::new(MAX_UNREAD);
         let (origin, workers) = (netns.clone(), shared.workers.clone());
         let pool = Pool::new(origin, &shared.certificates, &identity, workers, home, buffers.clone());
+        let tunnels = Tunnels::new(workload.clone(), &shared.certificates, &identity, buffers);
         let pod = Arc::new(Pod {
             shared,
             workload,
             identity,
             netns,
-            certificate,
             connections: Arc::default(),
             pool,
-            buffers,
             home,
-            handshakes: Gate::handshakes(),
-            tunnels: Gate::tunnels(),
-            served: Served::new(trust.clone()),
-            trust,
+            tunnels,
             successor: OnceLock::new(),
-            baggage: ArcSwap::from_pointee((None, "".into())),
+            baggage: OwnBaggage::new(),
         });
         let (stop, stopped) = watch::channel(false);
         let worker = pod.shared.workers.get(home).clone();
@@ -134,7 +120,7 @@ impl PodProxy {
     pub async fn stop(&self, deadline: Duration) {
         self.stop.send_replace(true);
         self.pod.pool.drain();
-        self.pod.served.drain();
+        self.pod.tunnels.drain();
         self.pod.finish(deadline).await;
     }
 }
@@ -151,12 +137,12 @@ impl Pod {
     }
 
     fn has_tunnels(&self) -> bool {
-        self.served.len() > 0 || !self.pool.is_empty()
+        self.tunnels.len() > 0 || !self.pool.is_empty()
     }
 
     /// The tunnels from and to its peers, those that drain among them.
-    pub(super) fn tunnels(&self) -> Vec<Vetted> {
-        self.served.tunnels().into_iter().chain(self.pool.tunnels()).collect()
+    pub(super) fn all_tunnels(&self) -> Vec<Vetted> {
+        self.tunnels.list().into_iter().chain(self.pool.tunnels()).collect()
     }
 
     /// What serves the pod now: this, or what it has been replaced by.
@@ -221,38 +207,19 @@ impl Pod {
 
     /// The `baggage` that describes this pod to its peers.
     pub(super) fn baggage(&self, workload: &Arc<Workload>) -> Arc<str> {
-        let cached = self.baggage.load();
-        if cached.0.as_ref().is_some_and(|known| Arc::ptr_eq(known, workload)) {
-            return cached.1.clone();
-        }
-        let text: Arc<str> = baggage_of(workload).to_string().into();
-        self.baggage.store(Arc::new((Some(workload.clone()), text.clone())));
-        text
+        self.baggage.of(workload)
     }
 
     /// Which worker, counted from home, serves the next tunnel that a peer opens: a peer opens a second one when the
     /// first is busy, so they are best kept apart.
     pub(super) fn next_served(&self) -> usize {
-        self.served.len()
+        self.tunnels.len()
     }
 }
 
 async fn until(is_so: impl Fn() -> bool) {
     while !is_so() {
         tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
-fn baggage_of(workload: &Workload) -> Baggage {
-    let some = |value: &Arc<str>| (!value.is_empty()).then(|| value.clone());
-    Baggage {
-        cluster: some(&workload.cluster),
-        namespace: some(&workload.namespace),
-        workload: some(&workload.workload_name).map(|name| (workload.workload_type, name)),
-        service_name: some(&workload.canonical_name),
-        service_version: some(&workload.canonical_revision),
-        region: some(&workload.locality.region),
-        zone: some(&workload.locality.zone),
     }
 }
 

@@ -1,26 +1,49 @@
-//! Copying between two plain TCP connections, with half-close and reset carried over.
+//! Copying between two connections, with half-close and reset carried over.
+
+mod limits;
+#[cfg(test)]
+mod tests;
 
 use std::io;
-use std::net::Shutdown;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+pub(crate) use self::limits::Limits;
+use self::limits::Running;
 use super::live::Flow;
+use crate::hbone::local::LocalStream;
 use crate::hbone::scratch;
-use crate::hbone::tunnel::abort;
+use crate::hbone::tunnel;
 use crate::telemetry::Outcome;
 
 /// Reads before other tasks of the worker get their turn.
 const TURNS: usize = 8;
 
-/// Copies in both directions until both are done, one fails, or the connection is ended from outside. A failure of
-/// either side is passed on to the other as a reset.
-pub(super) async fn pump(client: TcpStream, server: TcpStream, flow: Flow) {
-    Pump { client, server, flow: Some(flow), up: Direction::default(), down: Direction::default() }.await;
+/// One end of what is copied. To shut it down ends one direction; to drop it, both.
+pub(crate) trait Leg: AsyncRead + AsyncWrite + Unpin {
+    /// Makes the close to come a reset rather than an orderly end.
+    fn abort(&self);
+}
+
+impl Leg for TcpStream {
+    fn abort(&self) {
+        tunnel::abort(self);
+    }
+}
+
+impl Leg for LocalStream {
+    // One that is dropped before its end is reset.
+    fn abort(&self) {}
+}
+
+/// Copies in both directions until both are done, one fails, a limit is reached, or the connection is ended from outside.
+/// A failure of either side is passed on to the other as a reset, and so are the latter two to both.
+pub(crate) async fn pump(client: impl Leg, server: impl Leg, flow: Flow, limits: Limits) {
+    let (up, down) = (Direction::default(), Direction::default());
+    Pump { client, server, flow: Some(flow), up, down, limits: limits.start() }.await;
 }
 
 #[derive(Default)]
@@ -32,15 +55,16 @@ struct Direction {
     shut: bool,
 }
 
-struct Pump {
-    client: TcpStream,
-    server: TcpStream,
+struct Pump<C, S> {
+    client: C,
+    server: S,
     flow: Option<Flow>,
     up: Direction,
     down: Direction,
+    limits: Option<Box<Running>>,
 }
 
-impl Future for Pump {
+impl<C: Leg, S: Leg> Future for Pump<C, S> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
@@ -48,25 +72,42 @@ impl Future for Pump {
         let Some(flow) = &this.flow else { return Poll::Ready(()) };
         flow.on_end(cx.waker());
         if let Some(reason) = flow.ended() {
-            abort(&this.client);
-            abort(&this.server);
-            if let Some(flow) = this.flow.take() {
-                flow.close_ended(reason);
-            }
-            return Poll::Ready(());
+            return this.cut(reason.outcome());
         }
-        let up = this.up.poll(cx, &mut this.client, &mut this.server, |n| flow.request_bytes(n));
-        let down = this.down.poll(cx, &mut this.server, &mut this.client, |n| flow.response_bytes(n));
-        let outcome = match (up, down) {
+        let mut moved = false;
+        let up = this.up.poll(cx, &mut this.client, &mut this.server, |n| {
+            moved = true;
+            flow.request_bytes(n);
+        });
+        let down = this.down.poll(cx, &mut this.server, &mut this.client, |n| {
+            moved = true;
+            flow.response_bytes(n);
+        });
+        match (up, down) {
             (Poll::Ready(Err(error)), _) | (_, Poll::Ready(Err(error))) => {
-                abort(&this.client);
-                abort(&this.server);
-                Outcome::error(error.to_string())
+                return this.cut(Outcome::error(error.to_string()));
             }
-            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Outcome::complete(),
-            _ => return Poll::Pending,
-        };
-        if let Some(flow) = this.flow.take() {
+            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => {
+                if let Some(flow) = this.flow.take() {
+                    flow.close(Outcome::complete());
+                }
+                return Poll::Ready(());
+            }
+            _ => {}
+        }
+        match this.limits.as_mut().map(|limits| limits.poll_reached(cx, moved)) {
+            Some(Poll::Ready(why)) => this.cut(Outcome::error(why)),
+            _ => Poll::Pending,
+        }
+    }
+}
+
+impl<C: Leg, S: Leg> Pump<C, S> {
+    /// Ends both sides by a reset.
+    fn cut(&mut self, outcome: Outcome) -> Poll<()> {
+        self.client.abort();
+        self.server.abort();
+        if let Some(flow) = self.flow.take() {
             flow.close(outcome);
         }
         Poll::Ready(())
@@ -77,9 +118,9 @@ impl Direction {
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
-        from: &mut TcpStream,
-        to: &mut TcpStream,
-        count: impl Fn(usize),
+        from: &mut (impl AsyncRead + Unpin),
+        to: &mut (impl AsyncWrite + Unpin),
+        mut count: impl FnMut(usize),
     ) -> Poll<io::Result<()>> {
         for _ in 0..TURNS {
             ready!(self.flush(cx, to))?;
@@ -87,9 +128,9 @@ impl Direction {
                 return Poll::Ready(Ok(()));
             }
             if self.ended {
-                self.shut = true;
                 // Fails only if the reader is gone, which the other direction finds out.
-                let _ = SockRef::from(&*to).shutdown(Shutdown::Write);
+                let _ = ready!(Pin::new(&mut *to).poll_shutdown(cx));
+                self.shut = true;
                 return Poll::Ready(Ok(()));
             }
             let read = scratch::with(|scratch| {
@@ -117,7 +158,7 @@ impl Direction {
         Poll::Pending
     }
 
-    fn flush(&mut self, cx: &mut Context<'_>, to: &mut TcpStream) -> Poll<io::Result<()>> {
+    fn flush(&mut self, cx: &mut Context<'_>, to: &mut (impl AsyncWrite + Unpin)) -> Poll<io::Result<()>> {
         while self.written < self.pending.len() {
             self.written += ready!(Pin::new(&mut *to).poll_write(cx, &self.pending[self.written..]))?;
         }
@@ -125,6 +166,7 @@ impl Direction {
             self.pending = Vec::new();
             self.written = 0;
         }
-        Poll::Ready(Ok(()))
+        // What is encrypted on its way may wait for more.
+        Pin::new(to).poll_flush(cx)
     }
 }

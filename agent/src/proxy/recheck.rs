@@ -14,14 +14,13 @@ use super::live::{Admission, Connections, EndReason};
 /// A pod that the snapshot does not know keeps its connections: it drains on its own.
 pub fn recheck(snapshot: &Snapshot, workload: &WorkloadUid, connections: &Connections) -> usize {
     let Some(workload) = snapshot.workload(workload) else { return 0 };
-    let mut ended = 0;
-    for live in connections.list() {
-        if !is_allowed(snapshot, workload, live.admission()) {
-            live.end(EndReason::PolicyChanged);
-            ended += 1;
-        }
-    }
-    ended
+    end_unless(connections, |admission| is_allowed(snapshot, workload, admission))
+}
+
+/// Ends every connection that was admitted on grounds which do not hold any more; returns how many.
+pub fn end_unless(connections: &Connections, holds: impl Fn(&Admission) -> bool) -> usize {
+    let ends = connections.list().into_iter().filter(|live| !holds(live.admission()));
+    ends.map(|live| live.end(EndReason::PolicyChanged)).count()
 }
 
 /// Whether `snapshot` allows `workload` a connection that was admitted on these grounds.
@@ -37,5 +36,6 @@ pub fn is_allowed(snapshot: &Snapshot, workload: &Workload, admission: &Admissio
             // Running out of ready endpoints does not make a connection to one of them wrong.
             Err(refusal) => !refusal.is_forbidden(),
         },
+        Admission::Waypoint(through) => through.is_allowed(snapshot),
     }
 }

@@ -1,12 +1,15 @@
 //! A source, whichever it is: from here on nobody knows.
 
+use std::path::Path;
 use std::sync::Arc;
 
+use anyhow::Context as _;
 use tokio::sync::watch;
 
 use super::kube::{Ahead, Health, Kube, Saver};
-use super::{Directory, Status, Update};
-use crate::admin::Report;
+use super::{Directory, Reader, Status, Update};
+use crate::admin::{ReadinessCheck, Report};
+use crate::cluster::{Cluster, NOT_CONFIGURED};
 use crate::telemetry::Telemetry;
 
 /// Where objects come from.
@@ -28,6 +31,28 @@ pub enum View {
 }
 
 impl Source {
+    /// The files of `directory`, or else the objects of `cluster` that `reader` has a use for. What is needed for the next
+    /// start is kept in `state_dir`, if that is given. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// When there is neither, or the directory cannot be read.
+    pub fn open(
+        directory: Option<&Path>,
+        cluster: Option<&Cluster>,
+        reader: Reader,
+        state_dir: Option<&Path>,
+    ) -> anyhow::Result<Self> {
+        let kept = |name: &str| state_dir.map(|state_dir| state_dir.join(name));
+        match (directory, cluster) {
+            (Some(directory), _) => {
+                let directory = Directory::open(directory, kept(super::FILES)).context("--config-dir")?;
+                Ok(Self::Directory(directory))
+            }
+            (None, Some(cluster)) => Ok(Self::Kube(Kube::open(cluster, reader, kept(super::OBJECTS)))),
+            (None, None) => anyhow::bail!(NOT_CONFIGURED),
+        }
+    }
+
     /// The next piece. The first settled one completes all objects that are there, even if there are none. `None` once
     /// nothing more can come.
     pub async fn next(&mut self) -> Option<Update> {
@@ -77,6 +102,18 @@ impl View {
             Self::Files(_) => Vec::new(),
             Self::Watches(health) => health.notes(),
         }
+    }
+
+    /// Not content until `loaded`: then the objects have been complete once.
+    pub fn loading(&self, loaded: watch::Receiver<bool>) -> ReadinessCheck {
+        let view = self.clone();
+        Arc::new(move || {
+            if *loaded.borrow() {
+                return Vec::new();
+            }
+            let missing = view.missing();
+            if missing.is_empty() { vec!["the configuration has not been read yet".to_owned()] } else { missing }
+        })
     }
 
     /// Its member of `/config_dump`.

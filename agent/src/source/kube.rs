@@ -46,7 +46,7 @@ use self::journal::{Contents, Journal};
 use self::resource::Resource;
 use self::sink::{Piece, Sink};
 use self::status::Board;
-use super::Update;
+use super::{Reader, Update};
 use crate::cluster::Cluster;
 use crate::telemetry::{Kind, Sample, Telemetry};
 
@@ -83,10 +83,11 @@ pub struct Health(Arc<Board>);
 pub struct Saver(mpsc::Sender<oneshot::Sender<()>>);
 
 impl Kube {
-    /// Starts to read and watch the objects of `cluster`. What is read is kept in `file`, and read from there while the
-    /// API server is away; a file that cannot be used is said so in the log. Needs a tokio runtime.
-    pub fn open(cluster: &Cluster, file: Option<PathBuf>) -> Self {
-        let resources = Resource::all();
+    /// Starts to read and watch the objects of `cluster` that `reader` has a use for. What is read is kept in `file`, and
+    /// read from there while the API server is away; a file that cannot be used is said so in the log. Needs a tokio
+    /// runtime.
+    pub fn open(cluster: &Cluster, reader: Reader, file: Option<PathBuf>) -> Self {
+        let resources = Resource::read_by(reader);
         let names = resources.iter().map(|resource| resource.name().into()).collect::<Vec<Arc<str>>>();
         let board = Arc::new(Board::new(names, &[definitions::NAME]));
         let is_back = Arc::new(Notify::new());

@@ -10,7 +10,7 @@ use culvert_core::mesh::Change;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::{mpsc, watch};
 
-use super::{LastGood, PIECE, Scanner, Status, Update};
+use super::{PIECE, Scanner, Status, Update};
 
 /// How long nothing may happen before the directory is looked at: a copy of many files is one change.
 const QUIET: Duration = Duration::from_millis(60);
@@ -24,17 +24,16 @@ const RESCAN_BLIND: Duration = Duration::from_millis(500);
 
 pub(super) fn spawn(
     directory: PathBuf,
-    last_good: LastGood,
+    scanner: Scanner,
     updates: mpsc::Sender<Update>,
     status: watch::Sender<Arc<Status>>,
 ) -> std::io::Result<()> {
     let thread = std::thread::Builder::new().name("source".to_owned());
-    thread.spawn(move || run(&directory, last_good, &updates, &status)).map(drop)
+    thread.spawn(move || run(&directory, scanner, &updates, &status)).map(drop)
 }
 
-fn run(directory: &Path, last_good: LastGood, updates: &mpsc::Sender<Update>, status: &watch::Sender<Arc<Status>>) {
+fn run(directory: &Path, mut scanner: Scanner, updates: &mpsc::Sender<Update>, status: &watch::Sender<Arc<Status>>) {
     let (told, events) = channel();
-    let mut scanner = Scanner::new(directory.to_owned()).keeping(last_good);
     let mut watcher = None;
     let mut watched = None;
     let mut is_first = true;

@@ -126,7 +126,7 @@ impl AccessLog {
     }
 
     pub(super) fn closed(&self, record: Box<Open>) {
-        let is_denied = record.info.direction == Direction::Inbound && record.outcome.flags == ResponseFlags::Denied;
+        let is_denied = record.info.direction != Direction::Outbound && record.outcome.flags == ResponseFlags::Denied;
         if is_denied && self.0.as_ref().is_some_and(|queue| !queue.denied.admit()) {
             return;
         }

@@ -32,6 +32,8 @@ pub enum Direction {
     Outbound,
     /// To a pod of this node: `reporter="destination"`.
     Inbound,
+    /// Through a waypoint: `reporter="waypoint"`.
+    Waypoint,
 }
 
 impl Direction {
@@ -40,6 +42,7 @@ impl Direction {
         match self {
             Self::Outbound => "outbound",
             Self::Inbound => "inbound",
+            Self::Waypoint => "waypoint",
         }
     }
 
@@ -48,6 +51,7 @@ impl Direction {
         match self {
             Self::Outbound => "source",
             Self::Inbound => "destination",
+            Self::Waypoint => "waypoint",
         }
     }
 }
@@ -285,7 +289,8 @@ impl Open {
         let response = self.response_bytes.load(Ordering::Relaxed);
         match self.info.direction {
             Direction::Outbound => (request, response),
-            Direction::Inbound => (response, request),
+            // A waypoint's log tells what it sent to the client and received from it, as Envoy's does.
+            Direction::Inbound | Direction::Waypoint => (response, request),
         }
     }
 }

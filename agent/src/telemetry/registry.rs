@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
@@ -30,6 +30,8 @@ struct Inner {
     requests: Arc<RequestTable>,
     log: AccessLog,
     sockets: [Gauge; 2],
+    /// Of a waypoint: nodes have no such series.
+    waypoint_sockets: LazySockets,
     proxies: ProxyCounts,
     dns: dns::metrics::Metrics,
 }
@@ -54,6 +56,16 @@ pub struct SocketGuard(Gauge);
 impl Drop for SocketGuard {
     fn drop(&mut self) {
         self.0.dec();
+    }
+}
+
+/// The sockets of a waypoint, a series that is there once it is used.
+struct LazySockets(Family<SocketLabels, Gauge>, OnceLock<Gauge>);
+
+impl LazySockets {
+    fn gauge(&self) -> &Gauge {
+        let labels = SocketLabels { reporter: Direction::Waypoint.reporter() };
+        self.1.get_or_init(|| self.0.get_or_create_owned(&labels))
     }
 }
 
@@ -88,6 +100,7 @@ impl Telemetry {
         let sockets = Family::<SocketLabels, Gauge>::default();
         let by_direction = [Direction::Outbound, Direction::Inbound]
             .map(|direction| sockets.get_or_create_owned(&SocketLabels { reporter: direction.reporter() }));
+        let waypoint_sockets = LazySockets(sockets.clone(), OnceLock::new());
         registry.register("istio_tcp_sockets_open", "The number of application sockets open now", sockets);
 
         let build = Family::<BuildLabels, Gauge>::default();
@@ -100,8 +113,16 @@ impl Telemetry {
         registry.register("workload_manager_proxies_started", "Pods that came to be served", proxies.started.clone());
         registry.register("workload_manager_proxies_stopped", "Pods no longer served", proxies.stopped.clone());
         let dns = dns::metrics::Metrics::new(&mut registry);
-        let registry = Mutex::new(registry);
-        Self(Arc::new(Inner { registry, series, requests, log, sockets: by_direction, proxies, dns }))
+        Self(Arc::new(Inner {
+            registry: Mutex::new(registry),
+            series,
+            requests,
+            log,
+            sockets: by_direction,
+            waypoint_sockets,
+            proxies,
+            dns,
+        }))
     }
 
     /// Counts a connection as opened. The record counts its bytes and its end.
@@ -132,6 +153,7 @@ impl Telemetry {
         let gauge = match direction {
             Direction::Outbound => outbound,
             Direction::Inbound => inbound,
+            Direction::Waypoint => self.0.waypoint_sockets.gauge(),
         };
         gauge.inc();
         SocketGuard(gauge.clone())

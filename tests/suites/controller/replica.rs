@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use culvert::ca::{ServiceCa, ServiceOptions};
+use culvert::ca::{Asker, ServiceCa, ServiceOptions};
 use culvert::identity::SystemClock;
 use culvert_tests::kube::ControlPlane;
 use culvert_tests::process::Process;
@@ -112,6 +112,7 @@ impl Installation {
             root_file: directory.join("root-cert.pem"),
             crl_file: directory.join("ca-crl.pem"),
             token_file: directory.join("token"),
+            asker: Asker::Node,
             clock: std::sync::Arc::new(SystemClock),
         }
     }

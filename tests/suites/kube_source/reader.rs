@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use culvert::cluster::Cluster;
+use culvert::source;
 use culvert::source::kube::{Health, Kube, ResourceStatus, State};
 use culvert_core::mesh::{Mesh, Snapshot};
 use culvert_tests::kube::{ControlPlane, Forwarder};
@@ -43,7 +44,7 @@ impl Reader {
             let options = KubeConfigOptions::default();
             let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
             config.cluster_url = format!("https://127.0.0.1:{port}").parse().unwrap();
-            Kube::open(&Cluster::with(config).unwrap(), file)
+            Kube::open(&Cluster::with(config).unwrap(), source::Reader::Node, file)
         });
         let health = kube.health();
         Self { runtime, kube: Some(kube), health, mesh: Mesh::new(), is_settled: false, wire, port }

@@ -21,7 +21,7 @@ use super::super::metrics::Metrics;
 use super::super::options::Options;
 use super::super::placement::Placement;
 use crate::ca::testing::TempDir;
-use crate::ca::{ServiceCa, ServiceOptions};
+use crate::ca::{Asker, ServiceCa, ServiceOptions};
 use crate::identity::SystemClock;
 
 pub(super) const NODE_AGENT: &str = "system:serviceaccount:culvert-system:culvert-node";
@@ -226,6 +226,7 @@ pub(super) fn options(directory: &TempDir, address: &str) -> ServiceOptions {
         root_file: directory.path().join("root-cert.pem"),
         crl_file: directory.path().join("ca-crl.pem"),
         token_file: directory.path().join("token"),
+        asker: Asker::Node,
         clock: Arc::new(SystemClock),
     }
 }

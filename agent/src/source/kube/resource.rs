@@ -3,6 +3,8 @@
 use culvert_api::Kind;
 use culvert_core::options;
 
+use crate::source::Reader;
+
 /// A collection of objects that is listed and watched.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Resource {
@@ -23,9 +25,9 @@ pub(super) struct Resource {
 const ISTIO: &[&str] = &["v1", "v1beta1", "v1alpha3"];
 
 impl Resource {
-    /// Everything that a node uses: what only waypoints read would cost every node its memory.
-    pub(super) fn all() -> Vec<Self> {
-        Kind::ALL.iter().filter(|kind| !kind.is_of_waypoints()).flat_map(|kind| Self::of(*kind)).collect()
+    /// Everything that `reader` uses.
+    pub(super) fn read_by(reader: Reader) -> Vec<Self> {
+        Kind::ALL.iter().filter(|kind| reader.reads(**kind)).flat_map(|kind| Self::of(*kind)).collect()
     }
 
     fn of(kind: Kind) -> Vec<Self> {
@@ -105,7 +107,9 @@ mod tests {
         let all: Vec<_> = Kind::ALL.iter().flat_map(|kind| Resource::of(*kind)).collect();
         for kind in Kind::ALL {
             assert!(all.iter().any(|resource| resource.kind == *kind), "{kind}");
-            assert_eq!(Resource::all().iter().any(|resource| resource.kind == *kind), !kind.is_of_waypoints());
+            let is_read_by = |reader| Resource::read_by(reader).iter().any(|resource| resource.kind == *kind);
+            assert!(is_read_by(Reader::Waypoint), "{kind}");
+            assert_eq!(is_read_by(Reader::Node), !kind.is_of_waypoints(), "{kind}");
         }
         for resource in &all {
             assert_eq!(Kind::of(&resource.api_version(), resource.kind.as_str()), Some(resource.kind));
@@ -118,7 +122,7 @@ mod tests {
 
     #[test]
     fn resources_are_asked_for_where_the_api_server_has_them() {
-        let all = Resource::all();
+        let all = Resource::read_by(Reader::Node);
         let paths = |name: &str| {
             let resource = all.iter().find(|resource| resource.name() == name).unwrap();
             resource.versions.iter().map(|version| resource.path(version)).collect::<Vec<_>>()

@@ -2,6 +2,7 @@ use serde_json::json;
 
 use super::*;
 use crate::files::testing::TempDir;
+use crate::source::Reader;
 use crate::source::kube::split::Cut;
 
 const PODS: &str = "pods";
@@ -14,7 +15,7 @@ struct Fixture {
 }
 
 fn fixture(journal: Option<Journal>, contents: Option<Contents>) -> Fixture {
-    let resources = Resource::all();
+    let resources = Resource::read_by(Reader::Node);
     let at = |name: &str| resources.iter().position(|resource| resource.name() == name).unwrap();
     let board = Arc::new(Board::new(resources.iter().map(|resource| resource.name().into()), &[]));
     Fixture {
@@ -197,7 +198,7 @@ fn an_agent_starts_from_what_an_earlier_one_wrote_and_removes_what_went_meanwhil
     let mut first = fixture(Some(journal), None);
     first.list(&[pod("a", "10.0.0.1", 1), pod("b", "10.0.0.2", 2)]);
     first.event("MODIFIED", pod("b", "10.0.0.9", 3));
-    for at in 0..Resource::all().len() {
+    for at in 0..Resource::read_by(Reader::Node).len() {
         if at != first.pods {
             first.take(at, [Piece::Begin, Piece::End]);
         }
@@ -239,7 +240,7 @@ fn what_is_read_of_an_object_that_is_trimmed_is_what_is_read_of_all_of_it() {
 
     let mut fixture = fixture(None, None);
     let mut changes = Vec::new();
-    let resources = Resource::all();
+    let resources = Resource::read_by(Reader::Node);
     for value in documents(yaml) {
         let kind = Kind::of(value["apiVersion"].as_str().unwrap(), value["kind"].as_str().unwrap()).unwrap();
         let at = resources.iter().position(|resource| resource.kind == kind).unwrap();
