@@ -53,7 +53,7 @@ fn a_peer_that_asks_for_what_is_not_bound_to_the_waypoint_is_refused_and_told_so
 fn a_service_whose_waypoint_is_missing_or_gone_is_refused_and_never_reached_without() -> Result<()> {
     let mut world = World::new()?;
     let refused =
-        |world: &World| world.from_client(CART_ECHO, |to| echo::exchange(to, 10, LIMIT)).map(|asked| asked.is_err());
+        |world: &World| world.in_client(CART_ECHO, |to| echo::exchange(to, 10, LIMIT)).map(|asked| asked.is_err());
     world.waypoint.kill()?;
     ensure!(refused(&world)?, "reached past a waypoint that is gone");
     write_cart(&world.directory, "nowhere")?;

@@ -1,5 +1,7 @@
 //! Two nodes with agents, a waypoint in a pod, a client, servers.
 
+#![allow(dead_code, reason = "each module uses a part of it")]
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -93,7 +95,7 @@ impl World {
     }
 
     /// Runs `work` in the client, with the address of a service.
-    pub(crate) fn from_client<T: Send>(&self, to: &str, work: impl FnOnce(SocketAddr) -> T + Send) -> Result<T> {
+    pub(crate) fn in_client<T: Send>(&self, to: &str, work: impl FnOnce(SocketAddr) -> T + Send) -> Result<T> {
         let to = to.parse()?;
         self.pod("client").run(|| work(to))
     }
