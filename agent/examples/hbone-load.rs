@@ -138,9 +138,8 @@ impl Load {
             error: Mutex::default(),
         });
         // All on the worker of the tunnel: no thread wakes another.
-        let tasks: Vec<_> = (0..self.connections)
-            .map(|_| workers.get(0).spawn(generator.clone().connection(self.mode)))
-            .collect();
+        let tasks: Vec<_> =
+            (0..self.connections).map(|_| workers.get(0).spawn(generator.clone().connection(self.mode))).collect();
         for task in tasks {
             task.await?;
         }
