@@ -9,6 +9,7 @@ mod kubernetes;
 mod memory;
 mod report;
 mod traffic;
+mod waypoint;
 
 use std::path::PathBuf;
 
@@ -41,6 +42,9 @@ pub(crate) struct Bench {
     /// ends on SIGTERM
     #[arg(long = "peer", value_name = "NAME=COMMAND")]
     peers: Vec<String>,
+    /// What a waypoint costs, beside Envoy, rather than what the agents do; `--matching` chooses among its routes
+    #[arg(long, conflicts_with_all = ["only", "peers"])]
+    waypoint: bool,
     /// Where the JSON goes
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -54,6 +58,12 @@ pub(crate) fn measure(options: &Bench) -> Result<()> {
     run(cargo().args(["build", "--quiet", "--release", "--package", "culvert"]))?;
     run(cargo().args(["build", "--quiet", "--release", "--package", "culvert-tests", "--bin", "culvert-load"]))?;
     raise_descriptor_limit()?;
+    let output = options.output.clone().unwrap_or_else(|| target().join("bench.json"));
+    if options.waypoint {
+        setup::install(&[setup::Part::Envoy])?;
+        run(cargo().args(["build", "--quiet", "--release", "--package", "culvert", "--example", "hbone-load"]))?;
+        return waypoint::measure(options.rounds, options.seconds, &options.matching, &output);
+    }
 
     let mut kinds = vec![Kind::Direct, Kind::Culvert];
     for peer in &options.peers {
@@ -77,7 +87,6 @@ pub(crate) fn measure(options: &Bench) -> Result<()> {
         kubernetes::measure(&mut report)?;
     }
     report.print();
-    let output = options.output.clone().unwrap_or_else(|| target().join("bench.json"));
     report.write(&output)?;
     println!("\nAll of it: {}", output.display());
     Ok(())

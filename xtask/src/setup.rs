@@ -263,7 +263,8 @@ fn kubernetes_validate() -> PathBuf {
 }
 
 /// Where the package index's wheel puts the program.
-fn envoy() -> PathBuf {
+/// Where Envoy's program is, once it is installed.
+pub(crate) fn envoy() -> PathBuf {
     tools().join("envoy/envoy/_bin/envoy")
 }
 

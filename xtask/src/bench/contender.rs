@@ -107,7 +107,7 @@ impl Contender {
     fn pids(&self) -> Vec<u32> {
         match &self.proxies {
             Proxies::None => Vec::new(),
-            Proxies::Agents(agents) => agents.iter().map(Agent::pid).collect(),
+            Proxies::Agents(agents) => agents.iter().map(|agent| agent.pid()).collect(),
             Proxies::Peer { cgroup, .. } => pids_below(cgroup.path()),
         }
     }
