@@ -13,11 +13,13 @@
 //! | [`session`] | what is known of a connection before its first byte |
 //! | [`protocol`] | what it speaks, told by its first bytes |
 //! | `stream` | connections that carry no requests |
+//! | [`gate`] | who may do what: providers, tokens, policies |
 //! | [`http`], [`body`] | requests, and the bodies of requests and answers |
 //! | `ending`, `shown` | its end, and what the admin endpoints show |
 
 pub mod body;
 mod ending;
+pub mod gate;
 pub mod http;
 mod inbound;
 mod listen;

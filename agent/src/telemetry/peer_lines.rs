@@ -51,6 +51,10 @@ sorts! {
     StreamRefused = "stream refused",
     /// A policy on trial was asked.
     DryRun = "dry run",
+    /// An authorization provider gave no answer.
+    ProviderFailed = "authorization provider failed",
+    /// A key set was not to be had.
+    KeySetRefused = "key set refused",
     /// Connections had to wait for descriptors or memory.
     Exhausted = "connections wait",
 }
