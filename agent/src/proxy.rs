@@ -25,6 +25,6 @@ mod plaintext;
 pub mod pod;
 pub(crate) mod pump;
 pub mod recheck;
-mod resolve;
+pub(crate) mod resolve;
 mod served;
 pub(crate) mod tunnels;

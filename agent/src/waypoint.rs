@@ -14,6 +14,7 @@
 //! | [`protocol`] | what it speaks, told by its first bytes |
 //! | `stream` | connections that carry no requests |
 //! | [`gate`] | who may do what: providers, tokens, policies |
+//! | [`upstream`] | from where a request or connection goes to the bytes at an endpoint |
 //! | [`http`], [`body`] | requests, and the bodies of requests and answers |
 //! | `ending`, `shown` | its end, and what the admin endpoints show |
 
@@ -30,6 +31,7 @@ pub mod session;
 pub mod shared;
 mod shown;
 mod stream;
+pub mod upstream;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};

@@ -28,13 +28,13 @@ const MAX_NAMES: usize = 4096;
 /// Names that are asked for at once, a thread each.
 const MAX_LOOKUPS: usize = 16;
 
-type Addresses = SmallVec<[SocketAddr; MAX_ADDRESSES]>;
+pub(crate) type Addresses = SmallVec<[SocketAddr; MAX_ADDRESSES]>;
 
 /// The addresses of `host`, by the node's resolver. `asked` counts what is asked for, known already or not.
 ///
 /// # Errors
 /// What the resolver says, or that it took more than 5 s.
-pub(super) async fn resolve(host: &Arc<str>, port: u16, asked: &Counter) -> io::Result<Addresses> {
+pub(crate) async fn resolve(host: &Arc<str>, port: u16, asked: &Counter) -> io::Result<Addresses> {
     static NODE: LazyLock<Resolver> =
         LazyLock::new(|| Resolver::new(|host, port| Ok((host, port).to_socket_addrs()?.take(MAX_ADDRESSES).collect())));
     asked.inc();

@@ -48,6 +48,8 @@ async fn drain(shared: &Shared, coming: &Coming, within: Duration) {
         shared.connections.end_all(EndReason::Drained);
         let _ = tokio::time::timeout(ENDING, until(|| shared.connections.is_empty())).await;
     }
+    // Nothing is left that would go through these.
+    shared.upstreams.drain();
 }
 
 async fn until(is_so: impl Fn() -> bool) {

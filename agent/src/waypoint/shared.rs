@@ -8,6 +8,7 @@ use culvert_core::mesh::Snapshot;
 use tokio::sync::watch;
 
 use super::place::Own;
+use super::upstream::{Setup, Upstreams};
 use crate::hbone::buffers::Buffers;
 use crate::identity::{CertificateStore, Trust};
 use crate::proxy::limits::{MAX_CONNECTIONS, MAX_UNREAD};
@@ -29,6 +30,8 @@ pub struct Shared {
     pub telemetry: Telemetry,
     /// The threads that carry traffic.
     pub workers: Workers,
+    /// Where requests and connections go.
+    pub upstreams: Upstreams,
     /// Tunnels of clients.
     pub(super) tunnels: Arc<Tunnels>,
     /// Live connections that carry no requests.
@@ -50,11 +53,21 @@ impl Shared {
         draining: watch::Receiver<bool>,
     ) -> Arc<Self> {
         let buffers = Buffers::new(MAX_UNREAD);
+        let upstreams = Upstreams::new(Setup {
+            mesh: mesh.clone(),
+            own: own.workload.clone(),
+            identity: &own.identity,
+            certificates: &certificates,
+            workers: &workers,
+            buffers: buffers.clone(),
+            telemetry: &telemetry,
+        });
         let tunnels = Tunnels::new(own.workload.uid.clone(), &certificates, &own.identity, buffers);
         Arc::new(Self {
             mesh,
             certificates,
             telemetry,
+            upstreams,
             tunnels,
             connections: Arc::default(),
             sessions: Counter::default(),
@@ -98,7 +111,8 @@ impl Shared {
 
     /// Ends the tunnels to and from peers that would not be let in under `trust`; returns how many.
     pub(super) fn vet(&self, trust: &Trust) -> usize {
-        self.tunnels.list().into_iter().filter(|tunnel| tunnel.vet(trust)).count()
+        let tunnels = self.tunnels.list().into_iter().chain(self.upstreams.tunnels());
+        tunnels.filter(|tunnel| tunnel.vet(trust)).count()
     }
 }
 

@@ -80,6 +80,13 @@ impl Endpoint {
     pub fn port(&self, port: &ServicePort) -> Option<u16> {
         self.ports.iter().find(|(known, _)| *known == port.port).map(|(_, target)| *target)
     }
+
+    /// Whether nothing about it is different; what is shared between snapshots is known by its place in memory.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let same_workload = Arc::ptr_eq(&self.workload, &other.workload) || self.workload == other.workload;
+        let same_ports = Arc::ptr_eq(&self.ports, &other.ports) || self.ports == other.ports;
+        self.ready == other.ready && same_ports && same_workload
+    }
 }
 
 /// A pod that belongs to the mesh, for the node that it runs on.

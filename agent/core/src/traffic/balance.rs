@@ -14,7 +14,7 @@ use super::locality::priorities;
 use super::policy::{Algorithm, HashTable, LoadBalancer, Subset, TrafficPolicy, Warmup};
 use crate::mesh::Snapshot;
 use crate::route::retry::HOST_SELECTION_ATTEMPTS;
-use crate::service::Service;
+use crate::service::{LoadBalancing, Service};
 use crate::workload::Workload;
 
 /// How many endpoints that are well a priority may lack before others get some of its requests: Envoy's
@@ -38,6 +38,8 @@ pub struct Candidate {
     pub port: u16,
     /// Its share, relative to its siblings'.
     pub weight: u32,
+    /// Its place among those of [`Balancer::candidates`], for whoever keeps something beside them.
+    pub index: usize,
 }
 
 /// How an endpoint does, as whoever sends requests to it knows.
@@ -92,9 +94,8 @@ impl Balancer {
         policy: &TrafficPolicy,
         client: &Workload,
     ) -> Self {
-        let settings = policy.load_balancer.clone().unwrap_or_default();
         let port = service.port(port);
-        let mut candidates = Vec::new();
+        let mut candidates: Vec<(Arc<Workload>, u16)> = Vec::new();
         for endpoint in snapshot.endpoints(&service.key) {
             let workload = &endpoint.workload;
             let usable = endpoint.ready || service.load_balancing.allow_unhealthy;
@@ -103,14 +104,30 @@ impl Balancer {
                 continue;
             }
             let Some(target) = port.and_then(|port| endpoint.port(port)) else { continue };
-            let weight = workload.capacity.max(1);
-            candidates.push(Candidate { workload: workload.clone(), port: target, weight });
+            candidates.push((workload.clone(), target));
         }
-        let workloads: Vec<_> = candidates.iter().map(|candidate| &candidate.workload).collect();
+        Self::of(candidates, &service.load_balancing, policy, client)
+    }
+
+    /// These endpoints, each with its port, as `client` sees them.
+    pub fn of(
+        endpoints: impl IntoIterator<Item = (Arc<Workload>, u16)>,
+        balancing: &LoadBalancing,
+        policy: &TrafficPolicy,
+        client: &Workload,
+    ) -> Self {
+        let settings = policy.load_balancer.clone().unwrap_or_default();
+        let endpoints: Vec<_> = endpoints.into_iter().collect();
+        let workloads: Vec<_> = endpoints.iter().map(|(workload, _)| workload).collect();
         let locality = settings.locality.as_ref();
-        let levels = priorities(&workloads, client, locality, policy.outliers.is_some(), &service.load_balancing);
-        let share = |weight, members: Vec<usize>| {
-            Share::new(weight, members.into_iter().map(|at| candidates[at].clone()).collect(), &settings.algorithm)
+        let levels = priorities(&workloads, client, locality, policy.outliers.is_some(), balancing);
+        let mut indexes = 0..;
+        let mut share = |weight, members: Vec<usize>| {
+            let candidates = members.into_iter().zip(&mut indexes).map(|(at, index)| {
+                let (workload, port) = &endpoints[at];
+                Candidate { workload: workload.clone(), port: *port, weight: workload.capacity.max(1), index }
+            });
+            Share::new(weight, candidates.collect(), &settings.algorithm)
         };
         let levels = levels.into_iter().map(|shares| Level {
             shares: shares.into_iter().map(|(weight, members)| share(weight, members)).collect(),

@@ -197,6 +197,17 @@ impl<K: Hash + Eq + Clone> Detector<K> {
         back
     }
 
+    /// How many are left out.
+    pub fn ejected(&self) -> usize {
+        self.ejected
+    }
+
+    /// Whether a sweep would find nothing to do, whenever it came: nobody is left out, nor has an ejection that is not
+    /// forgiven.
+    pub fn is_quiet(&self) -> bool {
+        self.hosts.values().all(|host| host.ejected_at.is_none() && host.multiplier == 0)
+    }
+
     /// When the next sweep is due.
     pub fn next_sweep(&self) -> Duration {
         self.last_sweep.saturating_add(self.settings.interval)
@@ -288,7 +299,8 @@ mod tests {
         assert_eq!(detector.sweep(at(90)), [] as [u32; 0]);
         assert_eq!(detector.sweep(at(100)), [0]);
         // Two quiet sweeps, and it is as if nothing had been.
-        assert!(detector.sweep(at(110)).is_empty() && detector.sweep(at(120)).is_empty());
+        assert!(detector.sweep(at(110)).is_empty() && !detector.is_quiet());
+        assert!(detector.sweep(at(120)).is_empty() && detector.is_quiet());
         assert!(fail(&mut detector, 0, at(121)));
         assert_eq!(detector.sweep(at(151)), [0]);
     }

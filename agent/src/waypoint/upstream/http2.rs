@@ -1,0 +1,369 @@
+//! HTTP/2 to an endpoint: connections that carry many requests at a time.
+//!
+//! Requests share a connection until it has as many as the endpoint, or the DestinationRule, lets it have; then another
+//! is dialled. However many ask while there is none, one is dialled for them.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+
+use culvert_core::traffic::policy::ConnectionPool;
+use hyper::client::conn::http2::{Builder, Connection, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::dial::Sides;
+use super::endpoint::Endpoint;
+use super::error::ConnectFailure;
+use super::place::{Of, Open};
+use super::stream::Stream;
+use crate::waypoint::body::Body;
+
+/// What is asked for in TLS.
+const ALPN: &[u8] = b"h2";
+/// How much of one answer, and of all answers of a connection, may be on its way: what the tunnels allow.
+const STREAM_WINDOW: u32 = 4 << 20;
+const CONNECTION_WINDOW: u32 = 16 << 20;
+/// The largest head of an answer.
+const MAX_HEAD: u32 = 64 << 10;
+
+/// A connection.
+pub(super) struct Conn {
+    sender: SendRequest<Body>,
+    /// Requests under way.
+    active: AtomicU32,
+    /// Requests so far.
+    served: AtomicU32,
+    /// How many the endpoint allows at a time.
+    allowed: Arc<AtomicUsize>,
+    /// Whose alone it is.
+    owner: Option<Sides>,
+    worker: usize,
+    opened: Instant,
+    idle_since: Mutex<Instant>,
+}
+
+/// The place of a request on a connection.
+pub(super) struct Ticket {
+    conn: Arc<Conn>,
+    endpoint: Arc<Endpoint>,
+}
+
+/// The connections of one worker to one endpoint.
+#[derive(Default)]
+pub(super) struct Lane(Mutex<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    conns: Vec<Arc<Conn>>,
+    waiting: VecDeque<Waiter>,
+    /// Connections that there are, or that are dialled; some may take no new request.
+    open: usize,
+    /// One is dialled.
+    dialling: bool,
+}
+
+struct Waiter {
+    tell: oneshot::Sender<Result<Ticket, ConnectFailure>>,
+    sides: Sides,
+    owner: Option<Sides>,
+}
+
+impl Conn {
+    fn is_usable(&self, pool: &ConnectionPool, now: Instant) -> bool {
+        let most = pool.max_requests_per_connection;
+        let is_old = |age| now.saturating_duration_since(self.opened) >= age;
+        !self.sender.is_closed()
+            && (most == 0 || self.served.load(Ordering::Relaxed) < most)
+            && !pool.max_connection_duration.is_some_and(is_old)
+    }
+
+    fn is_idle_for_too_long(&self, pool: &ConnectionPool, now: Instant) -> bool {
+        let since = *self.idle_since.lock().unwrap_or_else(PoisonError::into_inner);
+        let idle_for = now.saturating_duration_since(since);
+        self.active.load(Ordering::Relaxed) == 0 && pool.http_idle.is_some_and(|limit| idle_for >= limit)
+    }
+
+    fn has_room(&self, pool: &ConnectionPool) -> bool {
+        let wanted = pool.max_concurrent_streams.map_or(usize::MAX, |streams| streams as usize);
+        let most = self.allowed.load(Ordering::Relaxed).min(wanted);
+        (self.active.load(Ordering::Relaxed) as usize) < most
+    }
+}
+
+impl Ticket {
+    pub(super) fn sender(&self) -> SendRequest<Body> {
+        self.conn.sender.clone()
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if self.conn.active.fetch_sub(1, Ordering::Relaxed) == 1 {
+            *self.conn.idle_since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        }
+        released(&self.endpoint, self.conn.worker);
+    }
+}
+
+impl Lane {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets every connection end when its requests have.
+    pub(super) fn clear(&self) {
+        let conns = std::mem::take(&mut self.lock().conns);
+        drop(conns);
+    }
+
+    /// Closes what is idle for too long, and what may carry nothing more.
+    pub(super) fn expire(&self, pool: &ConnectionPool, now: Instant) {
+        let mut inner = self.lock();
+        let (kept, over) = std::mem::take(&mut inner.conns)
+            .into_iter()
+            .partition(|conn| conn.is_usable(pool, now) && !conn.is_idle_for_too_long(pool, now));
+        inner.conns = kept;
+        drop(inner);
+        drop::<Vec<Arc<Conn>>>(over);
+    }
+}
+
+/// A place on a connection of this worker's, if one has room.
+pub(super) fn take(endpoint: &Arc<Endpoint>, owner: Option<Sides>) -> Option<Ticket> {
+    let mut inner = endpoint.http2.here().1.lock();
+    let (ticket, over) = inner.take(endpoint, owner);
+    drop(inner);
+    drop(over);
+    ticket
+}
+
+/// Waits for a place, for which a connection is dialled unless there are as many as there may be.
+pub(super) async fn wait(
+    endpoint: &Arc<Endpoint>,
+    sides: Sides,
+    owner: Option<Sides>,
+) -> Result<Ticket, ConnectFailure> {
+    let told = queue(endpoint, sides, owner);
+    told.await.unwrap_or_else(|_| Err(ConnectFailure::new("the waypoint stops")))
+}
+
+/// A place among those who wait.
+fn queue(
+    endpoint: &Arc<Endpoint>,
+    sides: Sides,
+    owner: Option<Sides>,
+) -> oneshot::Receiver<Result<Ticket, ConnectFailure>> {
+    let (worker, lane) = endpoint.http2.here();
+    let (tell, told) = oneshot::channel();
+    let mut inner = lane.lock();
+    inner.waiting.push_back(Waiter { tell, sides, owner });
+    let dial = inner.dial(endpoint);
+    let useless = match (&dial, owner) {
+        // One that only others may use stands in the way of another.
+        (None, Some(_)) => inner.conns.iter().position(|conn| conn.active.load(Ordering::Relaxed) == 0),
+        _ => None,
+    };
+    let useless = useless.map(|at| inner.conns.remove(at));
+    drop(inner);
+    drop(useless);
+    if let Some(dial) = dial {
+        dial.spawn(endpoint, worker);
+    }
+    told
+}
+
+/// A connection is gone, or did not come about: who waits gets another.
+pub(super) fn closed(endpoint: &Arc<Endpoint>, worker: usize) {
+    let mut inner = endpoint.http2.of(worker).lock();
+    inner.open = inner.open.saturating_sub(1);
+    let dial = inner.dial(endpoint);
+    drop(inner);
+    if let Some(dial) = dial {
+        dial.spawn(endpoint, worker);
+    }
+}
+
+/// A place is free: whoever waits gets it.
+fn released(endpoint: &Arc<Endpoint>, worker: usize) {
+    let mut inner = endpoint.http2.of(worker).lock();
+    if inner.waiting.is_empty() {
+        return;
+    }
+    let grants = inner.grants(endpoint);
+    let dial = inner.dial(endpoint);
+    drop(inner);
+    tell(grants);
+    if let Some(dial) = dial {
+        dial.spawn(endpoint, worker);
+    }
+}
+
+/// Hands out places. Those whom nobody wants any more come back by being dropped.
+fn tell(grants: Vec<(Waiter, Ticket)>) {
+    for (waiter, ticket) in grants {
+        drop(waiter.tell.send(Ok(ticket)));
+    }
+}
+
+impl Inner {
+    /// A place, and what takes no more requests: to be dropped once the lock is released.
+    fn take(&mut self, endpoint: &Arc<Endpoint>, owner: Option<Sides>) -> (Option<Ticket>, Vec<Arc<Conn>>) {
+        let (pool, now) = (endpoint.pool(), Instant::now());
+        let is_over = |conn: &Arc<Conn>| !conn.is_usable(pool, now) || conn.is_idle_for_too_long(pool, now);
+        let mut over = Vec::new();
+        if self.conns.iter().any(is_over) {
+            (over, self.conns) = std::mem::take(&mut self.conns).into_iter().partition(is_over);
+        }
+        let with_room = self.conns.iter().find(|conn| conn.owner == owner && conn.has_room(pool));
+        let ticket = with_room.map(|conn| {
+            conn.active.fetch_add(1, Ordering::Relaxed);
+            conn.served.fetch_add(1, Ordering::Relaxed);
+            Ticket { conn: conn.clone(), endpoint: endpoint.clone() }
+        });
+        (ticket, over)
+    }
+
+    /// Places for as many of those who wait as there is room for.
+    fn grants(&mut self, endpoint: &Arc<Endpoint>) -> Vec<(Waiter, Ticket)> {
+        let mut grants = Vec::new();
+        let mut left = VecDeque::new();
+        while let Some(waiter) = self.waiting.pop_front() {
+            if waiter.tell.is_closed() {
+                continue;
+            }
+            // What takes no more requests is closed by the next request that looks, or in time.
+            let (ticket, over) = self.take(endpoint, waiter.owner);
+            self.conns.extend(over);
+            match ticket {
+                Some(ticket) => grants.push((waiter, ticket)),
+                None => left.push_back(waiter),
+            }
+        }
+        self.waiting = left;
+        grants
+    }
+
+    /// Whether to dial for those who wait: nobody does yet, and there may be one more connection. The first of a lane
+    /// there always may be, or its requests would wait for ever.
+    fn dial(&mut self, endpoint: &Endpoint) -> Option<Dial> {
+        if self.dialling || self.waiting.is_empty() {
+            return None;
+        }
+        self.waiting.retain(|waiter| !waiter.tell.is_closed());
+        let waiter = self.waiting.front()?;
+        let counts = &endpoint.cluster.counts;
+        match self.open {
+            0 => counts.take_first_connection(),
+            _ => counts.take_connection(endpoint.pool()).ok()?,
+        }
+        self.open += 1;
+        self.dialling = true;
+        Some(Dial { sides: waiter.sides, owner: waiter.owner })
+    }
+}
+
+/// A connection that may be made, and for whom.
+struct Dial {
+    sides: Sides,
+    owner: Option<Sides>,
+}
+
+impl Dial {
+    /// Makes the connection in a task of its own: it is for everybody.
+    fn spawn(self, endpoint: &Arc<Endpoint>, worker: usize) {
+        let open = Open::taken(endpoint.clone(), Of::Http2(worker));
+        // There is none only when the process ends.
+        let Ok(runtime) = Handle::try_current() else { return };
+        let endpoint = endpoint.clone();
+        runtime.spawn(async move {
+            let made = self.make(&endpoint, worker, open).await;
+            let mut inner = endpoint.http2.of(worker).lock();
+            inner.dialling = false;
+            match made {
+                Ok(conn) => {
+                    inner.conns.push(Arc::new(conn));
+                    let grants = inner.grants(&endpoint);
+                    let next = inner.dial(&endpoint);
+                    let unwanted = if endpoint.is_retired() { std::mem::take(&mut inner.conns) } else { Vec::new() };
+                    drop(inner);
+                    drop(unwanted);
+                    tell(grants);
+                    if let Some(next) = next {
+                        next.spawn(&endpoint, worker);
+                    }
+                }
+                Err((failure, open)) => {
+                    let told = std::mem::take(&mut inner.waiting);
+                    drop(inner);
+                    for waiter in told {
+                        // Whoever is gone does not want to know.
+                        let _ = waiter.tell.send(Err(failure.clone()));
+                    }
+                    drop(open);
+                }
+            }
+        });
+    }
+
+    async fn make(
+        &self,
+        endpoint: &Endpoint,
+        worker: usize,
+        open: Open,
+    ) -> Result<Conn, (ConnectFailure, Option<Open>)> {
+        let io = match endpoint.connect(self.sides, Some(ALPN)).await {
+            Ok(io) => io,
+            Err(failure) => return Err((failure, Some(open))),
+        };
+        let io = TokioIo::new(Stream::new(io, open));
+        let mut builder = Builder::new(TokioExecutor::new());
+        builder
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_header_list_size(MAX_HEAD);
+        if let Some((interval, timeout)) = endpoint.pool().h2_keepalive {
+            builder.keep_alive_interval(interval).keep_alive_timeout(timeout).keep_alive_while_idle(true);
+        }
+        let (sender, connection) =
+            builder.handshake(io).await.map_err(|error| (ConnectFailure::new(error.to_string()), None))?;
+        let allowed = Arc::new(AtomicUsize::new(connection.current_max_send_streams()));
+        tokio::spawn(Counted { connection, allowed: allowed.clone() });
+        let now = Instant::now();
+        Ok(Conn {
+            sender,
+            active: AtomicU32::new(0),
+            served: AtomicU32::new(0),
+            allowed,
+            owner: self.owner,
+            worker,
+            opened: now,
+            idle_since: Mutex::new(now),
+        })
+    }
+}
+
+/// A connection whose endpoint may change its mind about how many requests it takes at a time.
+struct Counted {
+    connection: Connection<TokioIo<Stream>, Body, TokioExecutor>,
+    allowed: Arc<AtomicUsize>,
+}
+
+impl Future for Counted {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let ended = Pin::new(&mut self.connection).poll(cx);
+        self.allowed.store(self.connection.current_max_send_streams(), Ordering::Relaxed);
+        ended.map(|ended| {
+            if let Err(error) = ended {
+                tracing::debug!(%error, "connection to an endpoint ended");
+            }
+        })
+    }
+}

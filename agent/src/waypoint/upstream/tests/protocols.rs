@@ -1,0 +1,390 @@
+//! How endpoints are spoken to: the protocol of requests, tunnels, TLS, and what is sent ahead.
+
+use culvert_core::hbone::h2::Request as Connect;
+use http_body_util::Empty;
+use rcgen::ExtendedKeyUsagePurpose;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use super::*;
+use crate::files::testing::TempDir;
+use crate::hbone::handshake;
+use crate::hbone::local::{Unanswered, offer};
+use crate::hbone::tunnel::{Accept, Accepted, ResponseHeaders, Role, Tunnel};
+use crate::proxy::live::Flow;
+
+#[test]
+fn the_declared_protocol_is_spoken_or_else_the_clients() {
+    run(async {
+        const CLIENTS: &str = "{connectionPool: {http: {useClientProtocol: true}}}";
+        const UPGRADE: &str = "{connectionPool: {http: {h2UpgradePolicy: UPGRADE}}}";
+        for (protocol, policy, of_http1, of_http2) in [
+            ("HTTP", "{loadBalancer: {}}", false, false),
+            ("HTTP2", "{loadBalancer: {}}", true, true),
+            ("GRPC", "{loadBalancer: {}}", true, true),
+            ("''", "{loadBalancer: {}}", false, true),
+            ("HTTP", CLIENTS, false, true),
+            ("GRPC", CLIENTS, false, true),
+            ("HTTP", UPGRADE, true, true),
+        ] {
+            let server = "127.0.0.1:1".parse().unwrap();
+            let scene = Scene::new(&both(service(protocol, &[server]), rule(policy))).await;
+            let is_http2 = |version| scene.cluster().select(client(), version).unwrap().is_http2();
+            let found = (is_http2(Version::HTTP_11), is_http2(Version::HTTP_2));
+            assert_eq!(found, (of_http1, of_http2), "{protocol} {policy}");
+        }
+    });
+}
+
+#[test]
+fn a_request_has_the_form_of_the_endpoints_protocol_whatever_form_it_came_in() {
+    run(async {
+        for (protocol, http2) in [("HTTP", false), ("HTTP2", true)] {
+            let server = Server::start(http2).await;
+            let scene = Scene::new(&service(protocol, &[server.at])).await;
+            let absolute =
+                Request::get("http://cart.example/x?y").version(Version::HTTP_2).body(Body::empty()).unwrap();
+            for request in [absolute, get("/x?y")] {
+                text(scene.select().unwrap().send(request).await.unwrap()).await;
+            }
+            for head in server.heads.lock().unwrap().iter() {
+                let host = head.headers.get("host").map(|host| host.to_str().unwrap());
+                let expected = match http2 {
+                    false => (Version::HTTP_11, "/x?y", Some(HOST)),
+                    true => (Version::HTTP_2, "http://cart.example/x?y", None),
+                };
+                assert_eq!((head.version, head.uri.to_string().as_str(), host), expected);
+            }
+        }
+    });
+}
+
+#[test]
+fn bodies_go_both_ways_and_a_place_is_kept_until_the_end() {
+    run(async {
+        for (protocol, http2) in [("HTTP", false), ("HTTP2", true)] {
+            let server = Server::start(http2).await;
+            let scene = Scene::new(&service(protocol, &[server.at])).await;
+            let sent = "x".repeat(1_000_000);
+            let request = Request::post("/echo").header("host", HOST).body(Body::from(sent.clone())).unwrap();
+            let response = scene.select().unwrap().send(request).await.unwrap();
+            assert_eq!(scene.metric("envoy_cluster_upstream_rq_active"), 1);
+            assert!(text(response).await == sent);
+            scene.until("envoy_cluster_upstream_rq_active", 0).await;
+            scene.get().await.unwrap();
+            assert_eq!(server.connections(), 1);
+        }
+    });
+}
+
+#[test]
+fn an_upgraded_connection_is_bytes_and_keeps_its_place() {
+    run(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            let (mut io, _) = listener.accept().await.unwrap();
+            let mut head = [0; 1024];
+            let _ = io.read(&mut head).await.unwrap();
+            io.write_all(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n")
+                .await
+                .unwrap();
+            let (mut read, mut write) = io.split();
+            tokio::io::copy(&mut read, &mut write).await.unwrap();
+        });
+        let scene = Scene::new(&service("HTTP", &[at])).await;
+        let request = Request::get("/").header("host", HOST).header("connection", "upgrade").header("upgrade", "echo");
+        let lease = scene.select().unwrap();
+        let mut response = lease.send(request.body(Body::empty()).unwrap()).await.unwrap();
+        assert_eq!(response.status(), 101);
+        let mut upgraded = TokioIo::new(hyper::upgrade::on(&mut response).await.unwrap());
+        drop(response);
+        upgraded.write_all(b"ping").await.unwrap();
+        let mut answer = [0; 4];
+        upgraded.read_exact(&mut answer).await.unwrap();
+        assert_eq!((&answer, scene.metric("envoy_cluster_upstream_rq_active")), (b"ping", 1));
+        drop(upgraded);
+        scene.until("envoy_cluster_upstream_rq_active", 0).await;
+        scene.until("envoy_cluster_upstream_cx_active", 0).await;
+    });
+}
+
+#[test]
+fn what_is_no_http_is_told_apart_from_a_connection_that_ends() {
+    run(async {
+        for (answer, flag, status) in [("nonsense\r\n\r\n", "UPE", 502), ("", "UC", 503)] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let at = listener.local_addr().unwrap();
+            tokio::spawn(async move {
+                let (mut io, _) = listener.accept().await.unwrap();
+                let _ = io.read(&mut [0; 1024]).await.unwrap();
+                io.write_all(answer.as_bytes()).await.unwrap();
+            });
+            let scene = Scene::new(&service("HTTP", &[at])).await;
+            let error = scene.get().await.unwrap_err();
+            assert_eq!((error.flag(), error.status()), (flag, status), "{error}");
+        }
+    });
+}
+
+#[test]
+fn the_proxy_protocol_is_sent_ahead_and_connections_are_then_for_one_client() {
+    run(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let (heard, mut ahead) = unbounded_channel();
+        tokio::spawn(async move {
+            while let Ok((mut io, _)) = listener.accept().await {
+                let mut line = Vec::new();
+                while !line.ends_with(b"\r\n") {
+                    line.push(io.read_u8().await.unwrap());
+                }
+                heard.send(String::from_utf8(line).unwrap()).unwrap();
+                let answer = service_fn(|_: Request<Incoming>| async {
+                    Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
+                });
+                tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(io), answer));
+            }
+        });
+        let limits = "{proxyProtocol: {version: V1}, connectionPool: {tcp: {maxConnections: 1}}}";
+        let scene = Scene::new(&both(service("HTTP", &[at]), rule(limits))).await;
+        for address in ["10.1.1.1:4000", "10.1.1.1:4000", "10.1.1.2:5000"] {
+            let selection = Selection::first(address.parse().unwrap(), "240.0.0.1:80".parse().unwrap());
+            let lease = scene.cluster().select(selection, Version::HTTP_11).unwrap();
+            text(lease.send(get("/")).await.unwrap()).await;
+        }
+        assert_eq!(ahead.recv().await.unwrap(), "PROXY TCP4 10.1.1.1 240.0.0.1 4000 80\r\n");
+        // The one connection that there may be was given up for another client.
+        assert_eq!(ahead.recv().await.unwrap(), "PROXY TCP4 10.1.1.2 240.0.0.1 5000 80\r\n");
+        assert!(ahead.try_recv().is_err());
+    });
+}
+
+/// A node's end of tunnels, whose streams end in a server of HTTP.
+struct Node {
+    asked: UnboundedReceiver<Connect>,
+}
+
+struct Hand(tokio::sync::mpsc::UnboundedSender<Unanswered>);
+
+impl Accept for Hand {
+    fn accept(&self, request: Connect) -> Accepted {
+        let (unanswered, end) = offer(request);
+        self.0.send(unanswered).unwrap();
+        Accepted::Serve { end, flow: Flow::unlisted() }
+    }
+}
+
+impl Node {
+    /// At an address of its own, as the workload `cart` of `scene`. Streams to port 403 are refused.
+    async fn start(scene: &Scene, at: IpAddr) -> Self {
+        let identity = Identity::new("cluster.local", "shop", "cart");
+        let certificate = scene.certificates.fetch(&identity).await.unwrap();
+        let listener = TcpListener::bind((at, 15008)).await.unwrap();
+        let ((to, mut unanswered), (tell, asked)) = (unbounded_channel(), unbounded_channel());
+        tokio::spawn(async move {
+            while let Ok((io, _)) = listener.accept().await {
+                let established = handshake::accept(io, certificate.server.clone()).await.unwrap();
+                let role = Role::Server(Arc::new(Hand(to.clone())));
+                let (tunnel, _) = Tunnel::new(established, role, 200, &Buffers::new(usize::MAX));
+                tokio::spawn(async { drop(tunnel.await) });
+            }
+        });
+        tokio::spawn(async move {
+            while let Some(unanswered) = unanswered.recv().await {
+                let request: &Connect = Unanswered::request(&unanswered);
+                tell.send(request.clone()).unwrap();
+                if request.authority.as_deref().is_some_and(|authority| authority.ends_with(":403")) {
+                    unanswered.refuse(401);
+                    continue;
+                }
+                let io = TokioIo::new(unanswered.accept(ResponseHeaders::new()));
+                let answer = service_fn(|_: Request<Incoming>| async {
+                    Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"tunnelled"))))
+                });
+                tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(io, answer));
+            }
+        });
+        Self { asked }
+    }
+}
+
+/// A service of one workload of the mesh.
+fn tunnelled(at: IpAddr, port: u16, account: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: cart, namespace: shop}}\n\
+         spec: {{hosts: [{HOST}], addresses: [240.0.0.1], resolution: STATIC, workloadSelector: {{labels: {{app: cart}}}}, \
+         ports: [{{number: 80, name: web, protocol: HTTP, targetPort: {port}}}]}}\n---\n\
+         apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: cart-1, namespace: shop, \
+         annotations: {{ambient.istio.io/redirection: enabled}}}}\n\
+         spec: {{address: {at}, serviceAccount: {account}, labels: {{app: cart}}}}\n"
+    )
+}
+
+#[test]
+fn a_workload_of_the_mesh_is_reached_through_its_own_agent_as_the_waypoint() {
+    run(async {
+        let at = own_loopback();
+        let scene = Scene::new(&tunnelled(at, 8080, "cart")).await;
+        let mut node = Node::start(&scene, at).await;
+        for _ in 0..3 {
+            assert_eq!(scene.get().await.unwrap(), "tunnelled");
+        }
+        let asked = node.asked.recv().await.unwrap();
+        assert_eq!(asked.authority.as_deref(), Some(&*format!("{at}:8080")));
+        assert_eq!(asked.headers.get("forwarded"), Some("for=\"10.1.1.1:4000\";host=cart.example"));
+        assert!(asked.headers.get("baggage").unwrap().contains("k8s.namespace.name=shop"));
+        assert!(node.asked.try_recv().is_err(), "one stream carries them all");
+    });
+}
+
+#[test]
+fn who_answers_for_a_workload_has_to_be_it() {
+    run(async {
+        let at = own_loopback();
+        let scene = Scene::new(&tunnelled(at, 8080, "someone-else")).await;
+        let mut node = Node::start(&scene, at).await;
+        let error = scene.get().await.unwrap_err();
+        assert!(error.flag() == "UF" && error.to_string().contains("expected the peer to be"), "{error}");
+        assert!(node.asked.try_recv().is_err());
+    });
+}
+
+#[test]
+fn a_policy_at_the_destination_that_refuses_the_waypoint_is_named() {
+    run(async {
+        let at = own_loopback();
+        let scene = Scene::new(&tunnelled(at, 403, "cart")).await;
+        let _node = Node::start(&scene, at).await;
+        let error = scene.get().await.unwrap_err();
+        assert!(error.to_string().contains("a policy at the destination denies it"), "{error}");
+    });
+}
+
+/// A server of HTTP over TLS, and the directory of the files that prove it.
+struct Secured {
+    directory: TempDir,
+    at: SocketAddr,
+    seen: Arc<Mutex<Vec<Seen>>>,
+}
+
+/// The server name that was asked for, and whether the client showed a certificate.
+type Seen = (Option<String>, bool);
+
+impl Secured {
+    /// Its certificate names `uri`.
+    async fn start(uri: &str) -> Self {
+        let root = Root::new("outside");
+        let until = std::time::SystemTime::now() + Duration::from_secs(3600);
+        let usages = [ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let directory = TempDir::new();
+        let (certificate, key) = root.leaf(&[uri], &usages, until);
+        directory.write("root.pem", &root.pem);
+        directory.write("other.pem", &Root::new("other").pem);
+        let (own, own_key) = root.leaf(&["spiffe://outside/client"], &usages, until);
+        directory.write("own.pem", &own);
+        directory.write("own-key.pem", &own_key);
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(root.der.clone()).unwrap();
+        let clients = rustls::server::WebPkiClientVerifier::builder(Arc::new(roots)).allow_unauthenticated();
+        let mut config = rustls::ServerConfig::builder()
+            .with_client_cert_verifier(clients.build().unwrap())
+            .with_single_cert(
+                vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()],
+                PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap(),
+            )
+            .unwrap();
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (at, seen) = (listener.local_addr().unwrap(), Arc::<Mutex<Vec<_>>>::default());
+        let seen_here = seen.clone();
+        tokio::spawn(async move {
+            while let Ok((io, _)) = listener.accept().await {
+                let Ok(io) = acceptor.accept(io).await else { continue };
+                let session = io.get_ref().1;
+                let shown = session.peer_certificates().is_some();
+                seen_here.lock().unwrap().push((session.server_name().map(Into::into), shown));
+                let answer = service_fn(|_: Request<Incoming>| async {
+                    Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"secured"))))
+                });
+                tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(io), answer));
+            }
+        });
+        Self { directory, at, seen }
+    }
+
+    /// What comes of a request with this `tls`, in which `DIR` is the directory.
+    async fn ask(&self, tls: &str) -> Result<String, String> {
+        let policy = format!("{{tls: {{{}}}}}", tls.replace("DIR", &self.directory.path().display().to_string()));
+        let scene = Scene::new(&both(service("HTTP", &[self.at]), rule(&policy))).await;
+        scene.get().await.map_err(|error| error.to_string())
+    }
+}
+
+const NAME: &str = "spiffe://outside/server";
+
+#[test]
+fn a_server_has_to_prove_that_it_is_one_of_the_names() {
+    run(async {
+        let server = Secured::start(NAME).await;
+        let root = "mode: SIMPLE, caCertificates: DIR/root.pem";
+        for (tls, expected) in [
+            (format!("{root}, subjectAltNames: ['{NAME}']"), Ok("secured")),
+            (format!("{root}, subjectAltNames: ['spiffe://outside/another']"), Err("NotValidForName")),
+            // By default it has to have the name of the host.
+            (root.to_owned(), Err("NotValidForName")),
+            (format!("mode: SIMPLE, caCertificates: DIR/other.pem, subjectAltNames: ['{NAME}']"), Err("UnknownIssuer")),
+            ("mode: SIMPLE".to_owned(), Err("")),
+            ("mode: SIMPLE, insecureSkipVerify: true".to_owned(), Ok("secured")),
+            ("mode: SIMPLE, caCertificates: DIR/nowhere.pem".to_owned(), Err("tls.caCertificates")),
+            ("mode: SIMPLE, credentialName: secret".to_owned(), Err("waypoints read no Secrets")),
+        ] {
+            match (server.ask(&tls).await, expected) {
+                (Ok(text), Ok(expected)) => assert_eq!(text, expected, "{tls}"),
+                (Err(error), Err(expected)) => assert!(error.contains(expected), "{tls}: {error}"),
+                (found, _) => panic!("{tls}: {found:?}"),
+            }
+        }
+    });
+}
+
+#[test]
+fn the_servers_name_is_asked_for_and_a_certificate_shown_where_the_rule_says_so() {
+    run(async {
+        let server = Secured::start(NAME).await;
+        let simple = format!("mode: SIMPLE, caCertificates: DIR/root.pem, subjectAltNames: ['{NAME}']");
+        server.ask(&simple).await.unwrap();
+        server.ask(&format!("{simple}, sni: other.example")).await.unwrap();
+        let mutual = simple.replace("SIMPLE", "MUTUAL, clientCertificate: DIR/own.pem, privateKey: DIR/own-key.pem");
+        server.ask(&mutual).await.unwrap();
+        let seen = std::mem::take(&mut *server.seen.lock().unwrap());
+        let host = |name: &str| Some(name.to_owned());
+        assert_eq!(seen, [(host(HOST), false), (host("other.example"), false), (host(HOST), true)]);
+    });
+}
+
+#[test]
+fn files_of_tls_that_have_changed_are_read_again() {
+    run_within(DAY, async {
+        let server = Secured::start(NAME).await;
+        let directory = server.directory.path().display().to_string();
+        let root = std::fs::read_to_string(server.directory.path().join("root.pem")).unwrap();
+        server.directory.write("ca.pem", "nothing yet");
+        let policy = format!(
+            "{{tls: {{mode: SIMPLE, caCertificates: {directory}/ca.pem, subjectAltNames: ['{NAME}']}}, \
+             connectionPool: {{http: {{maxRequestsPerConnection: 1}}}}}}"
+        );
+        let scene = Scene::new(&both(service("HTTP", &[server.at]), rule(&policy))).await;
+        let error = scene.get().await.unwrap_err();
+        assert!(error.to_string().contains("has no certificate"), "{error}");
+        server.directory.write("ca.pem", &root);
+        assert_eq!(scene.get().await.unwrap(), "secured");
+        // What is written next cannot be used: what was there before still is.
+        server.directory.write("ca.pem", "");
+        later(10).await;
+        assert_eq!(scene.get().await.unwrap(), "secured");
+    });
+}
