@@ -12,6 +12,7 @@
 //! | `limits` | what the clients of one pod may take of the agent |
 //! | [`live`] | the live connections, and the means to end them |
 //! | [`recheck`] | asking again whether they are allowed, whenever something changed |
+//! | `on_trial` | what policies on trial would have decided |
 //! | `pump` | copying between two plain connections |
 
 pub(crate) mod accept;
@@ -20,6 +21,7 @@ pub mod control;
 mod inbound;
 pub(crate) mod limits;
 pub mod live;
+pub(crate) mod on_trial;
 mod outbound;
 mod plaintext;
 pub mod pod;

@@ -3,12 +3,21 @@
 //! | module | what it is for |
 //! |---|---|
 //! | `world` | two nodes with agents, a waypoint in a pod, a client, servers |
+//! | `paths` | the way that connections take, and who is seen where |
+//! | `streams` | connections that carry no requests |
 //! | `refusals` | what a waypoint does not take |
+//! | `life` | what changes while connections are open, and the waypoint's end |
 
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a suite stops where it meets the unexpected")]
 
+#[path = "waypoint/life.rs"]
+mod life;
+#[path = "waypoint/paths.rs"]
+mod paths;
 #[path = "waypoint/refusals.rs"]
 mod refusals;
+#[path = "waypoint/streams.rs"]
+mod streams;
 mod support;
 #[path = "waypoint/world.rs"]
 mod world;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use culvert_core::identity::Identity;
 use culvert_core::mesh::Snapshot;
-use culvert_core::policy::{AuthorizationPolicy, Call, Decision, authorize};
+use culvert_core::policy::{Call, Decision, authorize};
 use culvert_core::workload::{Workload, WorkloadUid};
 use tokio::sync::watch;
 
@@ -17,7 +17,7 @@ use super::limits::{MAX_CONNECTIONS, MAX_UNREAD};
 use super::live::{Admission, Connections, EndReason, Flow};
 use super::recheck::is_allowed;
 use super::tunnels::Tunnels;
-use super::{inbound, outbound, plaintext};
+use super::{inbound, on_trial, outbound, plaintext};
 use crate::dns::PodDns;
 use crate::enrolment::ProxyPod;
 use crate::hbone::buffers::Buffers;
@@ -25,7 +25,7 @@ use crate::hbone::client::Pool;
 use crate::hbone::vetted::Vetted;
 use crate::identity::CertificateStore;
 use crate::redirect::PodNetns;
-use crate::telemetry::{ConnectionRecord, Direction, PeerLine, Telemetry};
+use crate::telemetry::{ConnectionRecord, Direction, Telemetry};
 use crate::workers::Workers;
 
 /// How long it takes at the most to reset what has not finished in time.
@@ -170,13 +170,7 @@ impl Pod {
         client: Option<&Identity>,
     ) -> Decision {
         let decision = authorize(snapshot, workload, call, client);
-        for trial in decision.dry_run.iter().filter(|_| PeerLine::DryRun.may_be_written()) {
-            let AuthorizationPolicy { name, action, .. } = &*trial.policy;
-            tracing::info!(
-                policy = %name, ?action, rule = trial.rule, source = %call.source_ip, destination = %call.destination,
-                "dry run: {}", if trial.rule.is_some() { "the policy matches" } else { "the policy does not match" },
-            );
-        }
+        on_trial::tell(&decision.dry_run, call.source_ip, call.destination);
         decision
     }
 

@@ -9,11 +9,13 @@ use culvert_core::identity::Identity;
 use culvert_core::mesh::Snapshot;
 use culvert_core::policy::{Call, RequestTarget};
 use culvert_core::protocol::{Declared, declared};
+use culvert_core::service::Service;
 use culvert_core::waypoint::NotServed;
 pub use culvert_core::waypoint::SessionTarget;
 use culvert_core::workload::Workload;
 
 use super::shared::{Counted, Shared};
+use crate::telemetry::SecurityPolicy;
 
 /// One connection of a client's application, through the stream of a tunnel. It lives on the worker of that tunnel.
 pub struct Session {
@@ -83,6 +85,19 @@ impl Session {
         let target = self.target.renew(&snapshot, &self.shared.own.gateway)?;
         self.seen.store(Arc::new((snapshot.version(), target.clone())));
         Ok((snapshot, target))
+    }
+
+    /// How the client's side of it is protected.
+    pub fn security(&self) -> SecurityPolicy {
+        match self.principal {
+            Some(_) => SecurityPolicy::MutualTls,
+            None => SecurityPolicy::Unknown,
+        }
+    }
+
+    /// The service that it is for; `None` for a workload that was addressed itself.
+    pub fn service(&self) -> Option<&Arc<Service>> {
+        self.target.service()
     }
 
     /// What policies are asked about.

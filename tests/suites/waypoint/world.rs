@@ -25,6 +25,7 @@ pub(crate) const HBONE: u16 = 15008;
 pub(crate) const CART_HTTP: &str = "10.96.0.1:80";
 pub(crate) const CART_HTTP_V6: &str = "[fd00:96::1]:80";
 pub(crate) const CART_ECHO: &str = "10.96.0.1:90";
+pub(crate) const CART_ECHO_V6: &str = "[fd00:96::1]:90";
 /// Of this port nothing is declared.
 pub(crate) const CART_ANY: &str = "10.96.0.1:91";
 pub(crate) const CART_TLS: &str = "10.96.0.1:443";

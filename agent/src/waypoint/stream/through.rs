@@ -9,6 +9,7 @@ use culvert_core::policy::{Call, RequestDecision, RequestFacts, RequestTarget, a
 use culvert_core::waypoint::SessionTarget;
 use culvert_core::workload::NamespacedName;
 
+use crate::proxy::on_trial;
 use crate::waypoint::session::Session;
 
 /// Whose connection it is and to what, so that the question can be asked again.
@@ -40,8 +41,14 @@ impl Through {
         self.sni.as_deref()
     }
 
-    /// What policies say of it.
-    pub(super) fn decide(&self, snapshot: &Snapshot, target: &SessionTarget) -> RequestDecision {
+    /// What policies say of it; and, in the log, what those on trial would.
+    pub(super) fn judge(&self, snapshot: &Snapshot, target: &SessionTarget) -> RequestDecision {
+        let decision = self.decide(snapshot, target);
+        on_trial::tell(&decision.dry_run, self.client.ip(), self.destination);
+        decision
+    }
+
+    fn decide(&self, snapshot: &Snapshot, target: &SessionTarget) -> RequestDecision {
         let call =
             Call { principal: self.principal.as_deref(), source_ip: self.client.ip(), destination: self.destination };
         let facts = RequestFacts {

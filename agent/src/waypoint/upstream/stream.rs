@@ -11,6 +11,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::place::{Open, Place};
 use crate::hbone::local::LocalStream;
+use crate::proxy::pump::Leg;
 
 /// A connection to an endpoint. It counts as open until dropped.
 pub struct Stream {
@@ -107,3 +108,16 @@ macro_rules! delegate {
 
 delegate!(Bare, this => Self::Tunnelled(io) => io, Self::Tcp(io) => io);
 delegate!(Stream, this => Self { io: Io::Bare(io), .. } => io, Self { io: Io::Tls(io), .. } => io);
+
+impl Leg for Stream {
+    fn abort(&self) {
+        let bare = match &self.io {
+            Io::Bare(bare) => bare,
+            Io::Tls(tls) => tls.get_ref().0,
+        };
+        // A stream of a tunnel that is dropped before its end is reset anyway.
+        if let Bare::Tcp(socket) = bare {
+            Leg::abort(socket);
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! What changes while connections are open, and the waypoint's end.
+
+use std::io::Read;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use culvert_tests::{eventually, objects};
+
+use crate::support::authority::Authority;
+use crate::support::echo;
+use crate::support::peer::{DATA, END_STREAM, HEADERS, Raw, connect, connect_frame, frame, status, tls};
+use crate::world::{CART_ECHO, HBONE, LIMIT, World, write_cart};
+
+const CLIENT: &str = "spiffe://cluster.local/ns/shop/sa/client";
+
+#[test]
+fn connections_end_when_a_policy_denies_them_and_others_do_not() -> Result<()> {
+    let world = World::new()?;
+    let mut stream = world.in_client(CART_ECHO, |to| echo::open(to, LIMIT))??;
+    let deny = |principal: &str| {
+        let rule = format!("rules:\n- from:\n  - source: {{principals: [cluster.local/ns/shop/sa/{principal}]}}");
+        objects::authorization_policy(
+            "shop",
+            principal,
+            &format!("targetRefs: [{{kind: Service, name: cart}}]\naction: DENY\n{rule}"),
+        )
+    };
+    world.directory.write("policies", &[deny("somebody")])?;
+    let seen = || world.waypoint.admin("/config_dump/policies").ok()?.body.contains("somebody").then_some(());
+    eventually(LIMIT, "the policy to be known", seen)?;
+    echo::ping(&mut stream)?;
+    world.directory.write("policies", &[deny("client")])?;
+    let ended = stream.read(&mut [0]);
+    ensure!(!matches!(ended, Ok(1..)), "{ended:?}");
+    let told = || world.waypoint.log().contains("closed due to policy change").then_some(());
+    eventually(LIMIT, "the reason in the log", told).map_err(|error| error.context(world.logs()))
+}
+
+#[test]
+fn connections_end_when_their_service_is_given_to_another_waypoint() -> Result<()> {
+    let world = World::new()?;
+    let mut stream = world.in_client(CART_ECHO, |to| echo::open(to, LIMIT))??;
+    write_cart(&world.directory, "elsewhere")?;
+    let ended = stream.read(&mut [0]);
+    ensure!(!matches!(ended, Ok(1..)), "{ended:?}");
+    let listed = || (world.waypoint.admin("/connections").ok()?.body.trim() == "[]").then_some(());
+    eventually(LIMIT, "the list to be empty", listed)
+}
+
+#[test]
+fn a_peer_whose_certificate_is_revoked_loses_its_connections_and_gets_no_others() -> Result<()> {
+    let world = World::new()?;
+    let authority = Authority::open(&world.config.ca)?;
+    let (bad, good) = (authority.issue(CLIENT)?, authority.issue(CLIENT)?);
+    // From the node, whose connections are not captured.
+    let (node, door) = (world.topology.node(1).place(), SocketAddr::new(world.pod("wp").ipv4(), HBONE));
+    let tunnel = |leaf| -> Result<Raw> {
+        let mut raw = Raw::connect(&node, door, &tls(Some(leaf))?)?;
+        raw.send(&connect_frame(1, CART_ECHO))?;
+        raw.wait_for(|frame| frame.kind == HEADERS)?;
+        Ok(raw)
+    };
+    let (mut revoked, mut kept) = (tunnel(&bad)?, tunnel(&good)?);
+    authority.revoke(&bad)?;
+    ensure!(revoked.ends(), "{}", world.logs());
+    ensure!(status(&node, door, &tls(Some(&bad))?, connect(CART_ECHO)).is_err(), "let in again");
+    kept.send(&frame(DATA, END_STREAM, 1, b"kept"))?;
+    ensure!(kept.wait_for(|frame| frame.kind == DATA)?.payload.starts_with(b"kept"));
+    Ok(())
+}
+
+#[test]
+fn a_waypoint_that_ends_lets_connections_finish_and_takes_no_more() -> Result<()> {
+    let mut world = World::new()?;
+    let mut stream = world.in_client(CART_ECHO, |to| echo::open(to, LIMIT))??;
+    let listed = world.waypoint.admin("/connections")?.body;
+    ensure!(listed.contains("\"waypoint\"") && listed.contains("cart.shop.svc.cluster.local"), "{listed}");
+    world.waypoint.admin_post("/quitquitquit")?;
+    world.waypoint.wait_for_line(LIMIT, "the end to begin", |line| line.contains("stopping on request"))?;
+    // Longer than it goes on as before.
+    std::thread::sleep(Duration::from_millis(1500));
+    echo::ping(&mut stream)?;
+    ensure!(world.in_client(CART_ECHO, |to| echo::open(to, LIMIT))?.is_err(), "something new began");
+    drop(stream);
+    let status = world.waypoint.terminate(LIMIT)?;
+    ensure!(status.success(), "{status}\n{}", world.waypoint.log());
+    Ok(())
+}

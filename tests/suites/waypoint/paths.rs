@@ -1,0 +1,54 @@
+//! The way that connections take, and who is seen where.
+
+use anyhow::{Result, ensure};
+
+use crate::support::echo;
+use crate::world::{BARE_ECHO, CART_ECHO, CART_ECHO_V6, LIMIT, World};
+
+/// The labels of connections that the mesh encrypts.
+const MUTUAL: (&str, &str) = ("connection_security_policy", "mutual_tls");
+
+fn principal(name: &str) -> String {
+    format!("spiffe://cluster.local/ns/shop/sa/{name}")
+}
+
+#[test]
+fn a_bound_service_is_reached_through_the_waypoint_whose_identity_the_destination_sees() -> Result<()> {
+    let world = World::new()?;
+    world.in_client(CART_ECHO, |to| echo::exchange(to, 300_000, LIMIT))??;
+    let (client, wp, cart) = (principal("client"), principal("wp"), principal("cart"));
+    let opened = "istio_tcp_connections_opened_total";
+    let metrics = [
+        ("the client's agent sends it to the waypoint", world.near.metrics()?, "source", &client, &wp),
+        ("the waypoint knows both", world.waypoint.metrics()?, "waypoint", &client, &cart),
+        ("the destination's agent sees the waypoint", world.far.metrics()?, "destination", &wp, &cart),
+    ];
+    for (what, page, reporter, source, destination) in metrics {
+        let labels =
+            [("reporter", reporter), ("source_principal", source), ("destination_principal", destination), MUTUAL];
+        let count = culvert_tests::daemon::sum(&page, opened, &labels);
+        ensure!(count == 1.0, "{what}: {count} connections of {labels:?}\n{page}");
+    }
+    let labels = [("reporter", "waypoint"), ("destination_service", "cart.shop.svc.cluster.local")];
+    ensure!(world.waypoint.metric("istio_tcp_received_bytes_total", &labels)? == 300_000.0);
+    Ok(())
+}
+
+#[test]
+fn the_waypoint_is_reached_over_ipv6_too() -> Result<()> {
+    let world = World::new()?;
+    world.in_client(CART_ECHO_V6, |to| echo::exchange(to, 1000, LIMIT))??;
+    let wp = format!("[{}]:15008", world.pod("wp").ipv6());
+    ensure!(world.near.log().contains(&format!("dst.addr={wp}")), "not by {wp}\n{}", world.logs());
+    Ok(())
+}
+
+#[test]
+fn a_service_that_is_not_bound_is_reached_without_the_waypoint() -> Result<()> {
+    let world = World::new()?;
+    world.in_client(BARE_ECHO, |to| echo::exchange(to, 1000, LIMIT))??;
+    ensure!(world.waypoint.metric("istio_tcp_connections_opened_total", &[])? == 0.0);
+    let labels = [("source_principal", &*principal("client")), ("destination_principal", &*principal("other"))];
+    ensure!(world.far.metric("istio_tcp_connections_opened_total", &labels)? == 1.0);
+    Ok(())
+}
