@@ -5,11 +5,14 @@
 //! | `world` | two nodes with agents, a waypoint in a pod, a client, servers |
 //! | `paths` | the way that connections take, and who is seen where |
 //! | `streams` | connections that carry no requests |
+//! | `identity` | on whose behalf it calls, and who has to come through it |
 //! | `refusals` | what a waypoint does not take |
 //! | `life` | what changes while connections are open, and the waypoint's end |
 
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a suite stops where it meets the unexpected")]
 
+#[path = "waypoint/identity.rs"]
+mod identity;
 #[path = "waypoint/life.rs"]
 mod life;
 #[path = "waypoint/paths.rs"]

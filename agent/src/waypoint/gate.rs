@@ -55,7 +55,7 @@ use crate::telemetry::PeerLine;
 use crate::waypoint::body::Body;
 use crate::waypoint::http::reply::LocalReply;
 
-/// Decides requests, and connections that are not HTTP. One for all workers.
+/// Decides requests. One for all workers.
 pub struct Gate {
     keys: Keys,
     reach: Arc<dyn Reach>,
@@ -128,27 +128,6 @@ impl Gate {
         }
     }
 
-    /// Decides a connection that is not HTTP. Providers are asked about requests alone: a CUSTOM policy that matches
-    /// refuses it.
-    ///
-    /// # Errors
-    /// When it is refused, with the reason.
-    pub fn check_connection(
-        &self,
-        snapshot: &Arc<Snapshot>,
-        target: RequestTarget<'_>,
-        session: &SessionFacts<'_>,
-    ) -> Result<(), String> {
-        let guard = Guard::of(snapshot, target);
-        if guard.policies.is_open() {
-            return Ok(());
-        }
-        let facts = facts(session, None, session.client_address.ip(), None, &[]);
-        let decision = guard.policies.authorize(snapshot.options(), &facts);
-        note(&decision, session);
-        if decision.is_allowed() { Ok(()) } else { Err(decision.reason.to_string()) }
-    }
-
     /// The time since 1970.
     fn now(&self) -> Duration {
         self.clock.now().duration_since(UNIX_EPOCH).unwrap_or_default()
@@ -182,7 +161,7 @@ impl Request<'_> {
             allowed.authenticated = self.authenticate(head).await?;
         }
         let decision = self.decided(head, |http, remote_ip| {
-            let facts = facts(self.session, Some(http), remote_ip, allowed.authenticated.as_deref(), &agreed);
+            let facts = facts(self.session, http, remote_ip, allowed.authenticated.as_deref(), &agreed);
             self.guard.policies.authorize_agreed(self.snapshot.options(), &facts)
         });
         note(&decision, self.session);
@@ -204,7 +183,7 @@ impl Request<'_> {
     ) -> Result<(), Box<LocalReply>> {
         loop {
             let decision = self.decided(head, |http, remote_ip| {
-                let facts = facts(self.session, Some(http), remote_ip, None, agreed);
+                let facts = facts(self.session, http, remote_ip, None, agreed);
                 self.guard.policies.ask(self.snapshot.options(), &facts)
             });
             let Some(decision) = decision else { return Ok(()) };
@@ -277,14 +256,14 @@ fn remote_ip(headers: &HeaderMap) -> Option<IpAddr> {
 
 fn facts<'a>(
     session: &SessionFacts<'a>,
-    http: Option<HttpFacts<'a>>,
+    http: HttpFacts<'a>,
     remote_ip: IpAddr,
     authenticated: Option<&'a Authenticated>,
     agreed: &'a [Arc<str>],
 ) -> RequestFacts<'a> {
     let SessionFacts { principal, client_address, destination, sni, .. } = *session;
     let call = Call { principal, source_ip: client_address.ip(), destination };
-    RequestFacts { call, remote_ip, sni, http, authenticated, agreed }
+    RequestFacts { call, remote_ip, sni, http: Some(http), authenticated, agreed }
 }
 
 /// Says what policies on trial would have, and why a request was refused.

@@ -4,8 +4,8 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
-use culvert_core::authentication::RequestAuthentication;
 use culvert_core::authentication::verify::reserved_headers;
+use culvert_core::authentication::{KeySource, RequestAuthentication};
 use culvert_core::mesh::Snapshot;
 use culvert_core::policy::{RequestPolicies, RequestTarget};
 use culvert_core::service::ServiceKey;
@@ -17,6 +17,8 @@ use smallvec::SmallVec;
 pub(super) struct Guard {
     pub(super) policies: RequestPolicies,
     pub(super) authentications: SmallVec<[Arc<RequestAuthentication>; 4]>,
+    /// Whether keys of any of them are elsewhere.
+    pub(super) has_remote_keys: bool,
     /// The headers that only this proxy may set.
     pub(super) reserved: Box<[HeaderName]>,
     /// Whether applications are told who their client is.
@@ -77,8 +79,10 @@ impl Guard {
         let mut reserved: Vec<HeaderName> = reserved_headers(&authentications).cloned().collect();
         reserved.sort_by(|a, b| a.as_str().cmp(b.as_str()));
         reserved.dedup();
+        let mut rules = authentications.iter().flat_map(|object| &object.rules);
         Self {
             policies: RequestPolicies::of(snapshot, target),
+            has_remote_keys: rules.any(|rule| !matches!(rule.keys, KeySource::Inline(_))),
             authentications,
             reserved: reserved.into(),
             tells_client: snapshot.waypoint(target.gateway).is_some_and(|waypoint| waypoint.tells_client),

@@ -12,8 +12,8 @@ use culvert_core::mesh::{Change, Mesh, Snapshot};
 use culvert_core::policy::RequestTarget;
 use culvert_core::service::Service;
 use culvert_core::workload::NamespacedName;
+use http::Request;
 use http::request::Parts;
-use http::{Request, StatusCode};
 
 pub(super) use self::reach::To;
 use super::*;
@@ -230,44 +230,20 @@ async fn a_client_cannot_say_who_it_is_and_the_waypoint_says_it_where_it_is_told
     assert!(!nobody.cart(forged()).await.1.headers.contains_key("x-forwarded-client-cert"));
 }
 
-#[tokio::test]
-async fn a_connection_that_is_not_http_is_judged_by_what_there_is() {
-    let world = World::new(&[policy("a", "rules: [{from: [{source: {namespaces: [shop]}}]}]")], To::nowhere());
-    let gateway = NamespacedName::new("shop", "wp");
-    let service = world.service("cart");
-    let check = |principal: &Identity| {
-        let session = SessionFacts {
-            principal: Some(principal),
-            client_address: "10.0.0.1:4000".parse().unwrap(),
-            destination: "10.96.0.1:80".parse().unwrap(),
-            sni: None,
-            own: None,
-        };
-        let target = RequestTarget { gateway: &gateway, service: Some(&service) };
-        world.gate.check_connection(&world.snapshot, target, &session)
-    };
-    assert_eq!(check(&Identity::new("cluster.local", "shop", "front")), Ok(()));
-    assert!(check(&Identity::new("cluster.local", "other", "front")).unwrap_err().contains("ALLOW policies apply"));
-}
-
+/// A limit on what every request pays, whether anything applies to it or not.
 #[test]
 fn what_is_asked_of_nobody_takes_little_room() {
-    let room = |check: &dyn Fn() -> usize| check();
     let world = World::new(&[], To::nowhere());
-    let size = room(&|| {
-        let request = Request::get("http://cart.shop/").body(Body::empty()).unwrap();
-        let (mut head, mut body) = request.into_parts();
-        let gateway = NamespacedName::new("shop", "wp");
-        let session = SessionFacts {
-            principal: None,
-            client_address: "10.0.0.1:4000".parse().unwrap(),
-            destination: "10.96.0.1:80".parse().unwrap(),
-            sni: None,
-            own: None,
-        };
-        let target = RequestTarget { gateway: &gateway, service: None };
-        size_of_val(&world.gate.check(&world.snapshot, target, &session, &mut head, &mut body))
-    });
+    let (mut head, mut body) = Request::get("http://cart.shop/").body(Body::empty()).unwrap().into_parts();
+    let gateway = NamespacedName::new("shop", "wp");
+    let session = SessionFacts {
+        principal: None,
+        client_address: "10.0.0.1:4000".parse().unwrap(),
+        destination: "10.96.0.1:80".parse().unwrap(),
+        sni: None,
+        own: None,
+    };
+    let target = RequestTarget { gateway: &gateway, service: None };
+    let size = size_of_val(&world.gate.check(&world.snapshot, target, &session, &mut head, &mut body));
     assert!(size <= 3072, "{size} bytes a request");
-    assert_eq!(StatusCode::FORBIDDEN.as_u16(), 403);
 }

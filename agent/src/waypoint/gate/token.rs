@@ -18,9 +18,8 @@ type Had = SmallVec<[(KeySource, Option<Arc<KeySet>>); 2]>;
 impl Request<'_> {
     /// Reads the request's token, and makes of the request what the rule that accepts it says. `None` if it has none.
     pub(super) async fn authenticate(&self, head: &mut Parts) -> Result<Option<Box<Authenticated>>, Box<LocalReply>> {
-        let rules = &*self.guard.authentications;
         let mut had = Had::new();
-        for rule in wanted(rules, &self.asked(head)) {
+        for rule in self.wanted(head) {
             let keys = match self.gate.keys.known(&rule.keys) {
                 Some(keys) => Some(keys),
                 None => Box::pin(self.gate.keys.want(&rule.keys, rule.timeout)).await,
@@ -56,8 +55,7 @@ impl Request<'_> {
     /// Asks for the keys again by which no signature was found to be good: the issuer may have new ones. Whether it has.
     async fn renew(&self, head: &Parts, had: &mut Had) -> bool {
         let mut renewed = false;
-        let wanted: Vec<&JwtRule> = wanted(&self.guard.authentications, &self.asked(head));
-        for rule in wanted {
+        for rule in self.wanted(head) {
             let Some((_, keys)) = had.iter_mut().find(|(source, keys)| *source == rule.keys && keys.is_some()) else {
                 continue;
             };
@@ -68,6 +66,15 @@ impl Request<'_> {
             }
         }
         renewed
+    }
+
+    /// The rules whose keys are elsewhere, as far as they are about the request's tokens.
+    fn wanted(&self, head: &Parts) -> Vec<&JwtRule> {
+        match self.guard.has_remote_keys {
+            true => wanted(&self.guard.authentications, &self.asked(head)),
+            // Tokens are taken apart only once.
+            false => Vec::new(),
+        }
     }
 
     fn judge(&self, head: &Parts, had: &Had) -> Verdict {

@@ -53,7 +53,7 @@ impl Asking<'_> {
         status(&head.headers)?;
         let (data, trailers) = collect(body).await?;
         status(trailers.as_ref().unwrap_or(&head.headers))?;
-        read(message_of(&data)?)
+        parse(&data)
     }
 
     fn attributes(&self, head: &Parts, body: Option<Excerpt>) -> AttributeContext {
@@ -136,6 +136,11 @@ fn status(headers: &HeaderMap) -> Result<(), String> {
             Err(format!("it answers with gRPC status {status} {message:?}"))
         }
     }
+}
+
+/// What an answer says, framed as gRPC has it.
+pub(super) fn parse(data: &[u8]) -> Result<Answer, String> {
+    read(message_of(data)?)
 }
 
 /// The one message of an answer.

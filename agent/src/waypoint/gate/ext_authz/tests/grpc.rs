@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::sync::Mutex;
 use std::task::{Context, Poll};
 
+use proptest::prelude::*;
 use prost::Message as _;
 use tonic::codegen::BoxFuture;
 use tonic::server::{Grpc, UnaryService};
@@ -191,4 +192,48 @@ fn messages_have_the_bytes_that_envoy_gives_them() {
     let attributes = super::super::proto::AttributeContext { tls_session: Some(sni), ..Default::default() };
     let request = CheckRequest { attributes: Some(attributes) };
     assert_eq!(request.encode_to_vec(), [0x0a, 5, 0x62, 3, 0x0a, 1, b's']);
+}
+
+fn framed(message: &[u8]) -> Vec<u8> {
+    [&[0][..], &u32::try_from(message.len()).unwrap().to_be_bytes(), message].concat()
+}
+
+/// A request like any, after what the provider has made of it.
+fn changed(data: &[u8]) -> Option<Parts> {
+    let request = Request::post("http://cart.shop/ask?a=b").header("content-length", "5").header("x-user", "eve");
+    let (mut head, ()) = request.body(()).unwrap().into_parts();
+    match super::super::grpc::parse(data).and_then(Answer::bounded).ok()? {
+        Answer::Agreed(changes) => changes.apply(&mut head, &mut ResponseHeaders::default()),
+        Answer::Refused(reply) => assert!((200..600).contains(&reply.status.as_u16())),
+    }
+    Some(head)
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        changed(&bytes);
+        changed(&framed(&bytes));
+    }
+
+    #[test]
+    fn whatever_a_provider_says_a_request_stays_one_request(
+        headers in proptest::collection::vec(
+            ("(:path|:authority|:method|host|content-length|transfer-encoding|connection|x-user|[a-z -]{0,8})",
+             "[/a-z0-9 ,?#%\\r\\n]{0,12}", any::<Option<bool>>()), 0..8),
+        remove in proptest::collection::vec("(host|content-length|:path|x-user|[a-z ]{0,6})", 0..4),
+        query in proptest::collection::vec(("[a-z=&# ]{0,4}", "[a-z&#? ]{0,4}"), 0..4),
+    ) {
+        let headers = headers.iter().map(|(name, value, append)| option(name, value, *append, 0)).collect();
+        let query = query.into_iter().map(|(key, value)| QueryParameter { key, value }).collect();
+        let response = OkHttpResponse {
+            headers, headers_to_remove: remove, query_parameters_to_set: query, ..OkHttpResponse::default()
+        };
+        if let Some(head) = changed(&framed(&ok(response).encode_to_vec())) {
+            let lengths: Vec<_> = head.headers.get_all("content-length").iter().collect();
+            prop_assert_eq!(lengths, ["5"]);
+            prop_assert!(!head.headers.contains_key("transfer-encoding") && !head.headers.contains_key("connection"));
+            prop_assert!(head.uri.path().starts_with('/') && head.uri.authority().is_some());
+        }
+    }
 }
