@@ -15,6 +15,7 @@
 //! | `stream` | connections that carry no requests |
 //! | [`gate`] | who may do what: providers, tokens, policies |
 //! | [`upstream`] | from where a request or connection goes to the bytes at an endpoint |
+//! | `reach` | the servers that the gate asks |
 //! | [`http`], [`body`] | requests, and the bodies of requests and answers |
 //! | `ending`, `shown` | its end, and what the admin endpoints show |
 
@@ -27,6 +28,7 @@ mod listen;
 mod objects;
 pub mod place;
 pub mod protocol;
+mod reach;
 pub mod session;
 pub mod shared;
 mod shown;

@@ -8,6 +8,7 @@
 //! | `identity` | on whose behalf it calls, and who has to come through it |
 //! | `refusals` | what a waypoint does not take |
 //! | `life` | what changes while connections are open, and the waypoint's end |
+//! | `requests` | what becomes of requests |
 
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a suite stops where it meets the unexpected")]
 
@@ -19,6 +20,8 @@ mod life;
 mod paths;
 #[path = "waypoint/refusals.rs"]
 mod refusals;
+#[path = "waypoint/requests.rs"]
+mod requests;
 #[path = "waypoint/streams.rs"]
 mod streams;
 mod support;

@@ -9,6 +9,7 @@ use culvert_core::hbone::{Authority, Forwarded};
 use culvert_core::protocol::Declared;
 use culvert_core::waypoint::SessionTarget;
 
+use super::http;
 use super::protocol::{self, Spoken};
 use super::session::{Arrival, Session};
 use super::shared::{Counted, Shared};
@@ -84,7 +85,7 @@ async fn attend(session: Session, unanswered: Unanswered) {
     }
     let stream = unanswered.accept(ResponseHeaders::new());
     match protocol::detect(stream, declared, session.shared.draining()).await {
-        Ok((Spoken::Http(_), _stream)) => {}
+        Ok((Spoken::Http(version), stream)) => http::serve(session, stream, version).await,
         Ok((Spoken::Tls(name), stream)) => stream::serve(session, name, Client::Open(stream)).await,
         Ok((Spoken::Tcp, stream)) => stream::serve(session, None, Client::Open(stream)).await,
         Err(error) => {

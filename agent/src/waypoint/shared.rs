@@ -7,10 +7,11 @@ use arc_swap::ArcSwap;
 use culvert_core::mesh::Snapshot;
 use tokio::sync::watch;
 
+use super::gate::Gate;
 use super::place::Own;
 use super::upstream::{Setup, Upstreams};
 use crate::hbone::buffers::Buffers;
-use crate::identity::{CertificateStore, Trust};
+use crate::identity::{CertificateStore, SystemClock, Trust};
 use crate::proxy::limits::{MAX_CONNECTIONS, MAX_UNREAD};
 use crate::proxy::live::{Admission, Connections};
 use crate::proxy::recheck;
@@ -32,6 +33,8 @@ pub struct Shared {
     pub workers: Workers,
     /// Where requests and connections go.
     pub upstreams: Upstreams,
+    /// Who may ask for what.
+    pub gate: Gate,
     /// Tunnels of clients.
     pub(super) tunnels: Arc<Tunnels>,
     /// Live connections that carry no requests.
@@ -62,12 +65,14 @@ impl Shared {
             buffers: buffers.clone(),
             telemetry: &telemetry,
         });
+        let gate = Gate::new(mesh.clone(), Arc::new(upstreams.clone()), Arc::new(SystemClock));
         let tunnels = Tunnels::new(own.workload.uid.clone(), &certificates, &own.identity, buffers);
         Arc::new(Self {
             mesh,
             certificates,
             telemetry,
             upstreams,
+            gate,
             tunnels,
             connections: Arc::default(),
             sessions: Counter::default(),
