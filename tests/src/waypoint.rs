@@ -14,14 +14,18 @@ use crate::topology::Pod;
 pub struct Waypoint(Daemon);
 
 impl Waypoint {
-    /// Starts the waypoint of the Gateway that has the pod's name and namespace, in that pod, with the files and the CA of
-    /// the agents that `mesh` is the configuration of, and these further arguments. It need not be ready yet.
+    /// Starts the waypoint of the Gateway that has the pod's name and namespace, in that pod, with the objects and the
+    /// CA of the agents that `mesh` is the configuration of, and these further arguments. It need not be ready yet.
     pub fn start(pod: &Pod, mesh: &AgentConfig, arguments: &[&str]) -> Result<Self> {
         // Not in the pod's cgroup: what it dials is its own business.
         let place = crate::process::Place::netns(pod.netns().path());
         let mut command = place.command(&mesh.binary)?;
         command.args(["waypoint", "--gateway", &format!("{}/{}", pod.namespace(), pod.name())]);
-        command.arg("--config-dir").arg(&mesh.config).arg("--ca-dir").arg(&mesh.ca);
+        match &mesh.kubeconfig {
+            Some(kubeconfig) => command.env("KUBECONFIG", kubeconfig),
+            None => command.arg("--config-dir").arg(&mesh.config),
+        };
+        command.arg("--ca-dir").arg(&mesh.ca);
         command.args(arguments.iter().map(OsString::from)).envs(mesh.environment.iter().cloned());
         let name = format!("culvert waypoint {}/{}", pod.namespace(), pod.name());
         let log_file =

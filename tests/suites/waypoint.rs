@@ -7,6 +7,7 @@
 //! | `streams` | connections that carry no requests |
 //! | `identity` | on whose behalf it calls, and who has to come through it |
 //! | `refusals` | what a waypoint does not take |
+//! | `kubernetes` | objects from an API server |
 //! | `life` | what changes while connections are open, and the waypoint's end |
 //! | `requests` | what becomes of requests |
 
@@ -14,6 +15,8 @@
 
 #[path = "waypoint/identity.rs"]
 mod identity;
+#[path = "waypoint/kubernetes.rs"]
+mod kubernetes;
 #[path = "waypoint/life.rs"]
 mod life;
 #[path = "waypoint/paths.rs"]

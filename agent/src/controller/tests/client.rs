@@ -9,8 +9,8 @@ use rcgen::{CertificateParams, KeyPair};
 
 use super::server::{CaService, jwt, options};
 use crate::ca::testing::{Root, TempDir};
-use crate::ca::{CertificateAuthority, ServiceCa, ServiceOptions, SigningRequest, certificate_pem};
-use crate::identity::{CertificateStore, StoreOptions, TokioClock};
+use crate::ca::{Asker, CertificateAuthority, ServiceCa, ServiceOptions, SigningRequest, certificate_pem};
+use crate::identity::{CertificateStore, StoreOptions, TokioClock, peer_identities};
 
 fn cart() -> Identity {
     Identity::new("cluster.local", "shop", "cart")
@@ -50,6 +50,21 @@ async fn a_certificate_is_obtained_and_kept_and_openssl_agrees_with_its_chain() 
     assert!(said.status.success(), "{text}{}", String::from_utf8_lossy(&said.stderr));
     assert!(text.contains("URI:spiffe://cluster.local/ns/shop/sa/cart") && text.contains("CA:FALSE"), "{text}");
     assert!(text.contains("TLS Web Server Authentication, TLS Web Client Authentication"), "{text}");
+}
+
+#[tokio::test]
+async fn who_asks_for_itself_names_nobody_and_is_given_its_own_identity() {
+    let ca = CaService::start().await;
+    let directory = TempDir::new();
+    ca.give(&directory);
+    directory.write("token", &jwt("agent"));
+    for (asker, expected) in
+        [(Asker::Node, cart()), (Asker::Itself, Identity::new("cluster.local", "culvert-system", "culvert-node"))]
+    {
+        let options = ServiceOptions { asker, ..options(&directory, &format!("localhost:{}", ca.port)) };
+        let signed = ServiceCa::open(options).unwrap().sign(good()).await.unwrap();
+        assert_eq!(peer_identities(&signed.chain).unwrap()[..], [expected], "{asker:?}");
+    }
 }
 
 #[tokio::test]
