@@ -1,7 +1,7 @@
 //! What changes while connections are open, and the waypoint's end.
 
-use std::io::Read;
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -10,7 +10,7 @@ use culvert_tests::{eventually, objects};
 use crate::support::authority::Authority;
 use crate::support::echo;
 use crate::support::peer::{DATA, END_STREAM, HEADERS, Raw, connect, connect_frame, frame, status, tls};
-use crate::world::{CART_ECHO, HBONE, LIMIT, World, write_cart};
+use crate::world::{CART_ECHO, CART_HTTP, HBONE, LIMIT, World, write_cart};
 
 const CLIENT: &str = "spiffe://cluster.local/ns/shop/sa/client";
 
@@ -67,6 +67,22 @@ fn a_peer_whose_certificate_is_revoked_loses_its_connections_and_gets_no_others(
     ensure!(status(&node, door, &tls(Some(&bad))?, connect(CART_ECHO)).is_err(), "let in again");
     kept.send(&frame(DATA, END_STREAM, 1, b"kept"))?;
     ensure!(kept.wait_for(|frame| frame.kind == DATA)?.payload.starts_with(b"kept"));
+    Ok(())
+}
+
+#[test]
+fn an_idle_connection_of_http_ends_in_good_order_with_the_waypoint() -> Result<()> {
+    let mut world = World::new()?;
+    let mut stream = world.in_client(CART_HTTP, |to| TcpStream::connect_timeout(&to, LIMIT))??;
+    stream.set_read_timeout(Some(LIMIT))?;
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: cart\r\n\r\n")?;
+    let mut answer = vec![0; 4096];
+    let length = stream.read(&mut answer)?;
+    ensure!(answer[..length].starts_with(b"HTTP/1.1 200"));
+    let status = world.waypoint.terminate(LIMIT)?;
+    ensure!(status.success(), "{status}\n{}", world.waypoint.log());
+    // A reset would be an error.
+    ensure!(stream.read(&mut answer)? == 0);
     Ok(())
 }
 

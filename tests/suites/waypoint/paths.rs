@@ -35,6 +35,32 @@ fn a_bound_service_is_reached_through_the_waypoint_whose_identity_the_destinatio
 }
 
 #[test]
+fn curl_is_answered_by_the_application_through_both_nodes_and_the_waypoint() -> Result<()> {
+    let world = World::new()?;
+    let asked = ["-sS", "--max-time", "10", "-w", "%{http_code} %{http_version} %{num_connects}\n"];
+    let twice = [&asked[..], &["http://10.96.0.1/a", "http://10.96.0.1/b"]].concat();
+    let said = world.pod("client").output(LIMIT, "curl", &twice)?.success()?;
+    // The application sees who dialled it: the waypoint. Both requests went over one connection.
+    let wp = world.pod("wp").ipv4();
+    ensure!(said == format!("cart saw {wp}\n200 1.1 1\ncart saw {wp}\n200 1.1 0\n"), "{said}\n{}", world.logs());
+    let labels = |source: &str, destination: &str| {
+        [
+            ("source_principal", principal(source)),
+            ("destination_principal", principal(destination)),
+            ("response_code", "200".into()),
+        ]
+    };
+    let page = world.waypoint.metrics()?;
+    let labels = labels("client", "cart");
+    let labels: Vec<_> = labels.iter().map(|(name, value)| (*name, &**value)).collect();
+    ensure!(culvert_tests::daemon::sum(&page, "istio_requests_total", &labels) == 2.0, "{page}");
+    let h2 = [&asked[..], &["--http2-prior-knowledge", "http://10.96.0.1/"]].concat();
+    let said = world.pod("client").output(LIMIT, "curl", &h2)?.success()?;
+    ensure!(said == format!("cart saw {wp}\n200 2 1\n"), "{said}\n{}", world.logs());
+    Ok(())
+}
+
+#[test]
 fn the_waypoint_is_reached_over_ipv6_too() -> Result<()> {
     let world = World::new()?;
     world.in_client(CART_ECHO_V6, |to| echo::exchange(to, 1000, LIMIT))??;
