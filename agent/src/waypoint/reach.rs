@@ -19,7 +19,7 @@ impl Server {
 /// For nobody but the waypoint itself.
 fn own() -> Selection<'static> {
     let nobody = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
-    Selection::first(nobody, nobody)
+    Selection::first(nobody, nobody, None)
 }
 
 fn failed(why: impl std::fmt::Display) -> ReachError {
@@ -39,6 +39,10 @@ impl Reach for Upstreams {
                 return Err(failed(why));
             }
             let stream = lease.connect().await.map_err(failed)?;
+            // A name tells where it leads only now. Nothing has been said to it yet.
+            if let Some(why) = stream.peer().and_then(|peer| refused(peer.ip())) {
+                return Err(failed(why));
+            }
             Ok(Box::new(stream) as Stream)
         })
     }

@@ -51,10 +51,11 @@ pub(super) fn copy(session: &Session, snapshot: &Arc<Snapshot>, to: Copied<'_>, 
     let Some(place) = Place::take() else { return body };
     let (body, copied) = split(body);
     let cluster = session.shared.upstreams.cluster(snapshot, to.target);
-    let selection = Selection::first(session.client_address, session.destination);
+    let (client, destination, principal) = (session.client_address, session.destination, session.principal.clone());
     let time = to.time.unwrap_or(TIME);
     tokio::spawn(async move {
         let _place = place;
+        let selection = Selection::first(client, destination, principal.as_ref());
         let sent = send(&cluster, selection, head.map(|()| copied));
         if tokio::time::timeout(time, sent).await.is_err() {
             tracing::debug!(service = cluster.name(), "the copy of a request took too long");

@@ -38,7 +38,8 @@ impl Way {
         sni: Option<&str>,
     ) -> Result<Self, Refusal> {
         let upstreams = &session.shared.upstreams;
-        let mut selection = Selection::first(session.client_address, session.destination);
+        let (client, principal) = (session.client_address, session.principal.as_ref());
+        let mut selection = Selection::first(client, session.destination, principal);
         let cluster = match target {
             SessionTarget::Workload(workload, port) => upstreams.workload(snapshot, workload, *port),
             SessionTarget::Service(service, port) => {

@@ -4,8 +4,10 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use culvert_core::hbone::Forwarded;
+use culvert_core::hbone::client_identity::CLIENT_IDENTITY;
 use culvert_core::hbone::h2::Request;
+use culvert_core::hbone::{Authority, Forwarded};
+use culvert_core::identity::Identity;
 use culvert_core::traffic::outliers::Outcome;
 use prometheus_client::metrics::counter::Counter;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
@@ -40,6 +42,14 @@ pub struct Sides {
     pub destination: SocketAddr,
 }
 
+/// On whose behalf a connection is made.
+#[derive(Clone, Debug)]
+pub(super) struct Behalf {
+    pub(super) sides: Sides,
+    /// The client, where it has proven who it is.
+    pub(super) principal: Option<Arc<Identity>>,
+}
+
 impl Dialler {
     pub(super) fn new(tunnels: PerWorker<Pool>, baggage: Arc<str>, asked: Counter) -> Self {
         Self { tunnels, baggage, asked }
@@ -53,11 +63,16 @@ impl Dialler {
         self.tunnels.iter()
     }
 
-    /// What a tunnel is asked for. The client is the one for whom the stream is opened: where requests of others
-    /// follow over it, they are not named, so that nothing may be decided by it.
-    fn request(&self, endpoint: &Endpoint, authority: &culvert_core::hbone::Authority, client: SocketAddr) -> Request {
-        let forwarded = Forwarded { client, host: endpoint.settings.host.as_deref().map(Into::into) };
+    /// What a tunnel is asked for. The identity is that of every client whose requests go over the stream; the address
+    /// is only that of the first of them.
+    fn request(&self, endpoint: &Endpoint, authority: &Authority, behalf: &Behalf) -> Request {
+        let forwarded =
+            Forwarded { client: behalf.sides.client, host: endpoint.settings.host.as_deref().map(Into::into) };
         let request = Request::connect(authority).with_header("forwarded", &forwarded.to_string());
+        let request = match &behalf.principal {
+            None => request,
+            Some(principal) => request.with_header(CLIENT_IDENTITY, &principal.to_string()),
+        };
         match &*self.baggage {
             "" => request,
             baggage => request.with_header("baggage", baggage),
@@ -66,10 +81,10 @@ impl Dialler {
 }
 
 impl Endpoint {
-    /// Connects for `sides`; over TLS, the endpoint is to agree on `protocol`. Counts a failure.
-    pub(super) async fn connect(&self, sides: Sides, protocol: Option<&'static [u8]>) -> Result<Io, ConnectFailure> {
+    /// Connects on someone's behalf; over TLS, the endpoint is to agree on `protocol`. Counts a failure.
+    pub(super) async fn connect(&self, behalf: &Behalf, protocol: Option<&'static [u8]>) -> Result<Io, ConnectFailure> {
         let limit = self.settings.connect_timeout;
-        let connected = match tokio::time::timeout(limit, self.connect_in_time(sides, protocol)).await {
+        let connected = match tokio::time::timeout(limit, self.connect_in_time(behalf, protocol)).await {
             Ok(connected) => connected,
             Err(_) => Err(ConnectFailure::timed_out(format!(
                 "{} was not connected to within {} ms: a NetworkPolicy may be in the way, or connectTimeout is short",
@@ -88,11 +103,11 @@ impl Endpoint {
         connected
     }
 
-    async fn connect_in_time(&self, sides: Sides, protocol: Option<&'static [u8]>) -> Result<Io, ConnectFailure> {
+    async fn connect_in_time(&self, behalf: &Behalf, protocol: Option<&'static [u8]>) -> Result<Io, ConnectFailure> {
         let at = |error: &dyn std::fmt::Display| ConnectFailure::new(format!("{}: {error}", self.transport));
-        let mut bare = self.connect_bare(sides).await?;
+        let mut bare = self.connect_bare(behalf).await?;
         if let Some(version) = self.settings.proxy_protocol {
-            let header = proxy_protocol::header(version, sides.client, sides.destination);
+            let header = proxy_protocol::header(version, behalf.sides.client, behalf.sides.destination);
             bare.write_all(&header).await.map_err(|error| at(&error))?;
         }
         let Some(tls) = &self.settings.tls else { return Ok(Io::Bare(bare)) };
@@ -102,11 +117,11 @@ impl Endpoint {
         Ok(Io::Tls(Box::new(stream)))
     }
 
-    async fn connect_bare(&self, sides: Sides) -> Result<Bare, ConnectFailure> {
+    async fn connect_bare(&self, behalf: &Behalf) -> Result<Bare, ConnectFailure> {
         let failed = |error: &dyn std::fmt::Display| ConnectFailure::new(format!("{}: {error}", self.transport));
         match &self.transport {
             Transport::Hbone { key, authority } => {
-                let request = self.dialler.request(self, authority, sides.client);
+                let request = self.dialler.request(self, authority, behalf);
                 let (_, pool) = self.dialler.tunnels.here();
                 let stream = pool.connect(key.clone(), request).await.map_err(|error| failed(&error))?;
                 Ok(Bare::Tunnelled(stream))

@@ -10,7 +10,7 @@ use culvert_core::traffic::policy::ConnectionPool;
 use tokio::time::Instant;
 
 use super::cluster::State;
-use super::dial::{Dialler, Sides};
+use super::dial::{Behalf, Dialler};
 use super::http1;
 use super::http2;
 use super::tls::Tls;
@@ -124,9 +124,11 @@ impl Endpoint {
         self.transport == *transport && *self.settings == *settings && (Arc::ptr_eq(old, new) || old == new)
     }
 
-    /// Whose alone a connection for `sides` is, if it says whom it is for.
-    pub(super) fn owner(&self, sides: Sides) -> Option<Sides> {
-        self.settings.proxy_protocol.map(|_| sides)
+    /// Whether a connection that was made on behalf of one serves another: not where it has said whom it is for.
+    pub(super) fn serves_alike(&self, one: &Behalf, another: &Behalf) -> bool {
+        let names_addresses = self.settings.proxy_protocol.is_some();
+        let names_client = matches!(self.transport, Transport::Hbone { .. });
+        (!names_addresses || one.sides == another.sides) && (!names_client || one.principal == another.principal)
     }
 
     pub(super) fn enter(&self) {

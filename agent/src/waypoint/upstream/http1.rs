@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::dial::Sides;
+use super::dial::Behalf;
 use super::endpoint::Endpoint;
 use super::error::ConnectFailure;
 use super::place::{Of, Open};
@@ -30,8 +30,7 @@ pub(super) struct Conn {
     pub(super) kept: Kept,
     /// How many requests it has carried.
     pub(super) served: u32,
-    /// Whose alone it is.
-    owner: Option<Sides>,
+    behalf: Behalf,
     worker: usize,
     opened: Instant,
     idle_since: Instant,
@@ -54,8 +53,7 @@ struct Inner {
 
 struct Waiter {
     tell: oneshot::Sender<Result<Conn, ConnectFailure>>,
-    sides: Sides,
-    owner: Option<Sides>,
+    behalf: Behalf,
 }
 
 impl Conn {
@@ -93,8 +91,8 @@ impl Lane {
     }
 }
 
-/// An idle connection of this worker's that is ready, if there is one; `owner` is who must have made it.
-pub(super) fn take(endpoint: &Endpoint, owner: Option<Sides>) -> Option<Conn> {
+/// An idle connection of this worker's that is ready, if there is one that serves whose `behalf` it is on.
+pub(super) fn take(endpoint: &Endpoint, behalf: &Behalf) -> Option<Conn> {
     let now = Instant::now();
     let mut stale = SmallVec::<[Conn; 4]>::new();
     let mut inner = endpoint.http1.here().1.lock();
@@ -103,7 +101,7 @@ pub(super) fn take(endpoint: &Endpoint, owner: Option<Sides>) -> Option<Conn> {
         let conn = &inner.idle[at];
         if conn.is_stale(endpoint.pool(), now) {
             stale.push(inner.idle.remove(at));
-        } else if conn.owner == owner && conn.sender.is_ready() {
+        } else if conn.sender.is_ready() && endpoint.serves_alike(&conn.behalf, behalf) {
             found = Some(inner.idle.remove(at));
             break;
         }
@@ -120,7 +118,7 @@ pub(super) fn give(endpoint: &Endpoint, mut conn: Conn) {
     }
     conn.idle_since = now;
     let mut inner = endpoint.http1.of(conn.worker).lock();
-    while let Some(at) = inner.waiting.iter().position(|waiter| waiter.owner == conn.owner) {
+    while let Some(at) = inner.waiting.iter().position(|waiter| endpoint.serves_alike(&waiter.behalf, &conn.behalf)) {
         let Some(waiter) = inner.waiting.remove(at) else { break };
         match waiter.tell.send(Ok(conn)) {
             Ok(()) => return,
@@ -128,15 +126,18 @@ pub(super) fn give(endpoint: &Endpoint, mut conn: Conn) {
             Err(Err(_)) => return,
         }
     }
-    // Looked at under the lock, so that whoever retires it finds what is put here.
-    if !endpoint.is_retired() {
+    inner.waiting.retain(|waiter| !waiter.tell.is_closed());
+    // It stands in the way of others, who may not use it and are not dialled for.
+    let is_useless = inner.waiting.len() > inner.dialling;
+    // Looked at under the lock, so that whoever retires the endpoint finds what is put here.
+    if !is_useless && !endpoint.is_retired() {
         inner.idle.push(conn);
     }
 }
 
 /// Waits for a connection, which is dialled unless there are as many as there may be.
-pub(super) async fn wait(endpoint: &Arc<Endpoint>, sides: Sides, owner: Option<Sides>) -> Result<Conn, ConnectFailure> {
-    match queue(endpoint, sides, owner) {
+pub(super) async fn wait(endpoint: &Arc<Endpoint>, behalf: &Behalf) -> Result<Conn, ConnectFailure> {
+    match queue(endpoint, behalf) {
         Ok(conn) => Ok(conn),
         Err(told) => told.await.unwrap_or_else(|_| Err(ConnectFailure::new("the waypoint stops"))),
     }
@@ -145,21 +146,21 @@ pub(super) async fn wait(endpoint: &Arc<Endpoint>, sides: Sides, owner: Option<S
 type Told = oneshot::Receiver<Result<Conn, ConnectFailure>>;
 
 /// A place among those who wait, or else a connection that nobody would tell of.
-fn queue(endpoint: &Arc<Endpoint>, sides: Sides, owner: Option<Sides>) -> Result<Conn, Told> {
+fn queue(endpoint: &Arc<Endpoint>, behalf: &Behalf) -> Result<Conn, Told> {
     let (worker, lane) = endpoint.http1.here();
     let (tell, told) = oneshot::channel();
     let mut inner = lane.lock();
-    inner.waiting.push_back(Waiter { tell, sides, owner });
+    inner.waiting.push_back(Waiter { tell, behalf: behalf.clone() });
     if let Some(dial) = inner.dial(endpoint) {
         drop(inner);
         dial.spawn(endpoint, worker);
-    } else if let Some(at) = inner.idle.iter().rposition(|conn| conn.owner == owner) {
+    } else if let Some(at) = inner.idle.iter().rposition(|conn| endpoint.serves_alike(&conn.behalf, behalf)) {
         // It is not ready yet, or it would have been taken; but it soon will be.
         inner.waiting.pop_back();
         return Ok(inner.idle.remove(at));
-    } else {
-        // One that only others may use stands in the way of another.
-        let useless = inner.idle.pop();
+    } else if inner.waiting.len() > inner.dialling && !inner.idle.is_empty() {
+        // One that only others may use stands in the way.
+        let useless = inner.idle.remove(0);
         drop(inner);
         drop(useless);
     }
@@ -193,15 +194,12 @@ impl Inner {
         }
         self.open += 1;
         self.dialling += 1;
-        Some(Dial { sides: waiter.sides, owner: waiter.owner })
+        Some(Dial(waiter.behalf.clone()))
     }
 }
 
-/// A connection that may be made, and for whom.
-struct Dial {
-    sides: Sides,
-    owner: Option<Sides>,
-}
+/// A connection that may be made, and on whose behalf.
+struct Dial(Behalf);
 
 impl Dial {
     /// Makes the connection in a task of its own: who waits for it may find another first, or go away.
@@ -225,12 +223,12 @@ impl Dial {
     }
 
     async fn make(
-        &self,
+        self,
         endpoint: &Endpoint,
         worker: usize,
         open: Open,
     ) -> Result<Conn, (ConnectFailure, Option<Open>)> {
-        let io = match endpoint.connect(self.sides, Some(ALPN)).await {
+        let io = match endpoint.connect(&self.0, Some(ALPN)).await {
             Ok(io) => io,
             Err(failure) => return Err((failure, Some(open))),
         };
@@ -246,7 +244,7 @@ impl Dial {
             }
         });
         let now = Instant::now();
-        Ok(Conn { sender, kept, served: 0, owner: self.owner, worker, opened: now, idle_since: now })
+        Ok(Conn { sender, kept, served: 0, behalf: self.0, worker, opened: now, idle_since: now })
     }
 }
 

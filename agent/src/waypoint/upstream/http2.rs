@@ -16,7 +16,7 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::dial::Sides;
+use super::dial::Behalf;
 use super::endpoint::Endpoint;
 use super::error::ConnectFailure;
 use super::place::{Of, Open};
@@ -40,8 +40,7 @@ pub(super) struct Conn {
     served: AtomicU32,
     /// How many the endpoint allows at a time.
     allowed: Arc<AtomicUsize>,
-    /// Whose alone it is.
-    owner: Option<Sides>,
+    behalf: Behalf,
     worker: usize,
     opened: Instant,
     idle_since: Mutex<Instant>,
@@ -69,8 +68,7 @@ struct Inner {
 
 struct Waiter {
     tell: oneshot::Sender<Result<Ticket, ConnectFailure>>,
-    sides: Sides,
-    owner: Option<Sides>,
+    behalf: Behalf,
 }
 
 impl Conn {
@@ -134,46 +132,29 @@ impl Lane {
 }
 
 /// A place on a connection of this worker's, if one has room.
-pub(super) fn take(endpoint: &Arc<Endpoint>, owner: Option<Sides>) -> Option<Ticket> {
+pub(super) fn take(endpoint: &Arc<Endpoint>, behalf: &Behalf) -> Option<Ticket> {
     let mut inner = endpoint.http2.here().1.lock();
-    let (ticket, over) = inner.take(endpoint, owner);
+    let (ticket, over) = inner.take(endpoint, behalf);
     drop(inner);
     drop(over);
     ticket
 }
 
 /// Waits for a place, for which a connection is dialled unless there are as many as there may be.
-pub(super) async fn wait(
-    endpoint: &Arc<Endpoint>,
-    sides: Sides,
-    owner: Option<Sides>,
-) -> Result<Ticket, ConnectFailure> {
-    let told = queue(endpoint, sides, owner);
+pub(super) async fn wait(endpoint: &Arc<Endpoint>, behalf: &Behalf) -> Result<Ticket, ConnectFailure> {
+    let told = queue(endpoint, behalf);
     told.await.unwrap_or_else(|_| Err(ConnectFailure::new("the waypoint stops")))
 }
 
 /// A place among those who wait.
-fn queue(
-    endpoint: &Arc<Endpoint>,
-    sides: Sides,
-    owner: Option<Sides>,
-) -> oneshot::Receiver<Result<Ticket, ConnectFailure>> {
+fn queue(endpoint: &Arc<Endpoint>, behalf: &Behalf) -> oneshot::Receiver<Result<Ticket, ConnectFailure>> {
     let (worker, lane) = endpoint.http2.here();
     let (tell, told) = oneshot::channel();
     let mut inner = lane.lock();
-    inner.waiting.push_back(Waiter { tell, sides, owner });
-    let dial = inner.dial(endpoint);
-    let useless = match (&dial, owner) {
-        // One that only others may use stands in the way of another.
-        (None, Some(_)) => inner.conns.iter().position(|conn| conn.active.load(Ordering::Relaxed) == 0),
-        _ => None,
-    };
-    let useless = useless.map(|at| inner.conns.remove(at));
+    inner.waiting.push_back(Waiter { tell, behalf: behalf.clone() });
+    let next = inner.next(endpoint);
     drop(inner);
-    drop(useless);
-    if let Some(dial) = dial {
-        dial.spawn(endpoint, worker);
-    }
+    next.follow(endpoint, worker);
     told
 }
 
@@ -181,11 +162,9 @@ fn queue(
 pub(super) fn closed(endpoint: &Arc<Endpoint>, worker: usize) {
     let mut inner = endpoint.http2.of(worker).lock();
     inner.open = inner.open.saturating_sub(1);
-    let dial = inner.dial(endpoint);
+    let next = inner.next(endpoint);
     drop(inner);
-    if let Some(dial) = dial {
-        dial.spawn(endpoint, worker);
-    }
+    next.follow(endpoint, worker);
 }
 
 /// A place is free: whoever waits gets it.
@@ -195,12 +174,10 @@ fn released(endpoint: &Arc<Endpoint>, worker: usize) {
         return;
     }
     let grants = inner.grants(endpoint);
-    let dial = inner.dial(endpoint);
+    let next = inner.next(endpoint);
     drop(inner);
     tell(grants);
-    if let Some(dial) = dial {
-        dial.spawn(endpoint, worker);
-    }
+    next.follow(endpoint, worker);
 }
 
 /// Hands out places. Those whom nobody wants any more come back by being dropped.
@@ -212,14 +189,15 @@ fn tell(grants: Vec<(Waiter, Ticket)>) {
 
 impl Inner {
     /// A place, and what takes no more requests: to be dropped once the lock is released.
-    fn take(&mut self, endpoint: &Arc<Endpoint>, owner: Option<Sides>) -> (Option<Ticket>, Vec<Arc<Conn>>) {
+    fn take(&mut self, endpoint: &Arc<Endpoint>, behalf: &Behalf) -> (Option<Ticket>, Vec<Arc<Conn>>) {
         let (pool, now) = (endpoint.pool(), Instant::now());
         let is_over = |conn: &Arc<Conn>| !conn.is_usable(pool, now) || conn.is_idle_for_too_long(pool, now);
         let mut over = Vec::new();
         if self.conns.iter().any(is_over) {
             (over, self.conns) = std::mem::take(&mut self.conns).into_iter().partition(is_over);
         }
-        let with_room = self.conns.iter().find(|conn| conn.owner == owner && conn.has_room(pool));
+        let with_room =
+            self.conns.iter().find(|conn| conn.has_room(pool) && endpoint.serves_alike(&conn.behalf, behalf));
         let ticket = with_room.map(|conn| {
             conn.active.fetch_add(1, Ordering::Relaxed);
             conn.served.fetch_add(1, Ordering::Relaxed);
@@ -237,7 +215,7 @@ impl Inner {
                 continue;
             }
             // What takes no more requests is closed by the next request that looks, or in time.
-            let (ticket, over) = self.take(endpoint, waiter.owner);
+            let (ticket, over) = self.take(endpoint, &waiter.behalf);
             self.conns.extend(over);
             match ticket {
                 Some(ticket) => grants.push((waiter, ticket)),
@@ -246,6 +224,19 @@ impl Inner {
         }
         self.waiting = left;
         grants
+    }
+
+    /// What to do for those who wait.
+    fn next(&mut self, endpoint: &Endpoint) -> Next {
+        match self.dial(endpoint) {
+            Some(dial) => Next::Dial(dial),
+            None if self.dialling || self.waiting.is_empty() => Next::Nothing,
+            None => {
+                // One that only others may use stands in the way.
+                let useless = self.conns.iter().position(|conn| conn.active.load(Ordering::Relaxed) == 0);
+                useless.map_or(Next::Nothing, |at| Next::Close(self.conns.remove(at)))
+            }
+        }
     }
 
     /// Whether to dial for those who wait: nobody does yet, and there may be one more connection. The first of a lane
@@ -263,15 +254,28 @@ impl Inner {
         }
         self.open += 1;
         self.dialling = true;
-        Some(Dial { sides: waiter.sides, owner: waiter.owner })
+        Some(Dial(waiter.behalf.clone()))
     }
 }
 
-/// A connection that may be made, and for whom.
-struct Dial {
-    sides: Sides,
-    owner: Option<Sides>,
+/// What is to be done once the lock is released.
+enum Next {
+    Nothing,
+    Dial(Dial),
+    /// When it is closed, there is room for another.
+    Close(#[allow(dead_code, reason = "dropping it is what closes it")] Arc<Conn>),
 }
+
+impl Next {
+    fn follow(self, endpoint: &Arc<Endpoint>, worker: usize) {
+        if let Self::Dial(dial) = self {
+            dial.spawn(endpoint, worker);
+        }
+    }
+}
+
+/// A connection that may be made, and on whose behalf.
+struct Dial(Behalf);
 
 impl Dial {
     /// Makes the connection in a task of its own: it is for everybody.
@@ -288,14 +292,12 @@ impl Dial {
                 Ok(conn) => {
                     inner.conns.push(Arc::new(conn));
                     let grants = inner.grants(&endpoint);
-                    let next = inner.dial(&endpoint);
+                    let next = inner.next(&endpoint);
                     let unwanted = if endpoint.is_retired() { std::mem::take(&mut inner.conns) } else { Vec::new() };
                     drop(inner);
                     drop(unwanted);
                     tell(grants);
-                    if let Some(next) = next {
-                        next.spawn(&endpoint, worker);
-                    }
+                    next.follow(&endpoint, worker);
                 }
                 Err((failure, open)) => {
                     let told = std::mem::take(&mut inner.waiting);
@@ -311,12 +313,12 @@ impl Dial {
     }
 
     async fn make(
-        &self,
+        self,
         endpoint: &Endpoint,
         worker: usize,
         open: Open,
     ) -> Result<Conn, (ConnectFailure, Option<Open>)> {
-        let io = match endpoint.connect(self.sides, Some(ALPN)).await {
+        let io = match endpoint.connect(&self.0, Some(ALPN)).await {
             Ok(io) => io,
             Err(failure) => return Err((failure, Some(open))),
         };
@@ -340,7 +342,7 @@ impl Dial {
             active: AtomicU32::new(0),
             served: AtomicU32::new(0),
             allowed,
-            owner: self.owner,
+            behalf: self.0,
             worker,
             opened: now,
             idle_since: Mutex::new(now),

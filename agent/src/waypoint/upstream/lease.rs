@@ -4,7 +4,7 @@ use culvert_core::traffic::balance::Candidate;
 use culvert_core::traffic::outliers::Outcome;
 use http::{Request, Response};
 
-use super::dial::Sides;
+use super::dial::Behalf;
 use super::endpoint::EndpointId;
 use super::error::{ConnectFailure, SendError, of_hyper};
 use super::exchange::{self, Over};
@@ -21,7 +21,7 @@ const MAX_STALE: u32 = 8;
 #[must_use = "dropping it gives the place back"]
 pub struct Lease {
     pub(super) place: Place,
-    pub(super) sides: Sides,
+    pub(super) behalf: Behalf,
     pub(super) via: Via,
 }
 
@@ -63,17 +63,16 @@ impl Lease {
     /// There is no answer. A request of which certainly nothing was sent, since a connection that was kept turned out
     /// to be closed, has been sent over another.
     pub async fn send(self, request: Request<Body>) -> Result<Response<Body>, SendError> {
-        let Self { place, sides, via } = self;
+        let Self { place, behalf, via } = self;
         match via {
-            Via::Http1 => alone(place, sides, request).await,
-            Via::Http2(ticket) => among_others(place, sides, ticket, request).await,
+            Via::Http1 => alone(place, &behalf, request).await,
+            Via::Http2(ticket) => among_others(place, &behalf, ticket, request).await,
         }
     }
 }
 
 /// Over HTTP/1.1.
-async fn alone(mut place: Place, sides: Sides, mut request: Request<Body>) -> Result<Response<Body>, SendError> {
-    let owner = place.endpoint().owner(sides);
+async fn alone(mut place: Place, behalf: &Behalf, mut request: Request<Body>) -> Result<Response<Body>, SendError> {
     head::for_http1(&mut request);
     let is_connect = request.method() == http::Method::CONNECT;
     for _ in 0..MAX_STALE {
@@ -81,7 +80,7 @@ async fn alone(mut place: Place, sides: Sides, mut request: Request<Body>) -> Re
             Some(conn) => conn,
             None => {
                 place.wait()?;
-                http1::wait(place.endpoint(), sides, owner).await?
+                http1::wait(place.endpoint(), behalf).await?
             }
         };
         place.begin()?;
@@ -92,7 +91,7 @@ async fn alone(mut place: Place, sides: Sides, mut request: Request<Body>) -> Re
                 conn.sender.try_send_request(request).await
             }
             Err(_) => {
-                place.spare = http1::take(place.endpoint(), owner);
+                place.spare = http1::take(place.endpoint(), behalf);
                 continue;
             }
         };
@@ -101,7 +100,7 @@ async fn alone(mut place: Place, sides: Sides, mut request: Request<Body>) -> Re
             Err(mut error) => match error.take_message() {
                 Some(unsent) => {
                     request = unsent;
-                    place.spare = http1::take(place.endpoint(), owner);
+                    place.spare = http1::take(place.endpoint(), behalf);
                 }
                 None => return Err(failed(&place, of_hyper(&error.into_error(), true))),
             },
@@ -113,18 +112,17 @@ async fn alone(mut place: Place, sides: Sides, mut request: Request<Body>) -> Re
 /// Over HTTP/2.
 async fn among_others(
     mut place: Place,
-    sides: Sides,
+    behalf: &Behalf,
     mut spare: Option<http2::Ticket>,
     mut request: Request<Body>,
 ) -> Result<Response<Body>, SendError> {
-    let owner = place.endpoint().owner(sides);
     head::for_http2(&mut request, place.endpoint().settings.tls.is_some());
     for _ in 0..MAX_STALE {
         let ticket = match spare.take() {
             Some(ticket) => ticket,
             None => {
                 place.wait()?;
-                http2::wait(place.endpoint(), sides, owner).await?
+                http2::wait(place.endpoint(), behalf).await?
             }
         };
         place.begin()?;
@@ -133,7 +131,7 @@ async fn among_others(
             Err(mut error) => match error.take_message() {
                 Some(unsent) => {
                     request = unsent;
-                    spare = http2::take(place.endpoint(), owner);
+                    spare = http2::take(place.endpoint(), behalf);
                 }
                 None => return Err(failed(&place, of_hyper(&error.into_error(), true))),
             },
@@ -158,7 +156,7 @@ fn closed() -> SendError {
 #[must_use = "dropping it gives the place back"]
 pub struct ConnectionLease {
     pub(super) place: Place,
-    pub(super) sides: Sides,
+    pub(super) behalf: Behalf,
     pub(super) open: Open,
 }
 
@@ -178,8 +176,8 @@ impl ConnectionLease {
     /// # Errors
     /// There is no connection, and what to check.
     pub async fn connect(self) -> Result<Stream, ConnectFailure> {
-        let Self { place, sides, open } = self;
-        let io = place.endpoint().connect(sides, None).await?;
+        let Self { place, behalf, open } = self;
+        let io = place.endpoint().connect(&behalf, None).await?;
         place.endpoint().report(Outcome::Connected);
         let stream = Stream::new(io, open);
         stream.kept().keep(place);

@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
 
+use culvert_core::identity::Identity;
 use culvert_core::service::Resolution;
 use culvert_core::traffic::balance::{Candidate, Choice};
 use culvert_core::traffic::policy::Algorithm;
@@ -13,7 +14,7 @@ use rand::rngs::SmallRng;
 use tokio::time::Instant;
 
 use super::cluster::{Cluster, MAX_ORIGINALS};
-use super::dial::Sides;
+use super::dial::{Behalf, Sides};
 use super::endpoint::{Endpoint, EndpointId, Health};
 use super::error::Refused;
 use super::external;
@@ -32,6 +33,8 @@ thread_local! {
 pub struct Selection<'a> {
     /// Whom it is for, and where that one meant to go.
     pub sides: Sides,
+    /// Who that is, where it has been proven: nodes are told, so that their policies can name the client.
+    pub principal: Option<&'a Arc<Identity>>,
     /// The hash of the request or connection, where the cluster's algorithm is one.
     pub hash: Option<u64>,
     /// Where it has been tried already; to be empty unless others are to be preferred.
@@ -42,8 +45,14 @@ pub struct Selection<'a> {
 
 impl<'a> Selection<'a> {
     /// The first time, without a hash.
-    pub fn first(client: SocketAddr, destination: SocketAddr) -> Self {
-        Self { sides: Sides { client, destination }, hash: None, tried: &[], is_retry: false }
+    pub fn first(client: SocketAddr, destination: SocketAddr, principal: Option<&'a Arc<Identity>>) -> Self {
+        Self { sides: Sides { client, destination }, principal, hash: None, tried: &[], is_retry: false }
+    }
+}
+
+impl Selection<'_> {
+    fn behalf(&self) -> Behalf {
+        Behalf { sides: self.sides, principal: self.principal.cloned() }
     }
 }
 
@@ -54,14 +63,13 @@ impl Cluster {
     /// There is no endpoint, or no place; either at once.
     pub fn select(&self, selection: Selection<'_>, version: http::Version) -> Result<Lease, Refused> {
         let endpoint = self.choose(&selection)?;
-        let (counts, sides) = (&self.state.counts, selection.sides);
+        let (counts, behalf) = (&self.state.counts, selection.behalf());
         if selection.is_retry {
             counts.take_retry(self.pool(), self.retry_budget())?;
         }
-        let owner = endpoint.owner(sides);
         let (spare, via) = match self.speaks().is_http2(version) {
-            false => (http1::take(&endpoint, owner), Via::Http1),
-            true => (None, Via::Http2(http2::take(&endpoint, owner))),
+            false => (http1::take(&endpoint, &behalf), Via::Http1),
+            true => (None, Via::Http2(http2::take(&endpoint, &behalf))),
         };
         let (admitted, phase) = match spare.is_some() || matches!(via, Via::Http2(Some(_))) {
             true => (counts.take_request(self.pool()), Phase::Request),
@@ -78,7 +86,7 @@ impl Cluster {
         }
         let mut place = Place::taken(endpoint, selection.is_retry, phase);
         place.spare = spare;
-        Ok(Lease { place, sides, via })
+        Ok(Lease { place, behalf, via })
     }
 
     /// Chooses an endpoint for a connection that carries whatever it likes, and takes a place under the limits.
@@ -89,7 +97,11 @@ impl Cluster {
         let endpoint = self.choose(&selection)?;
         self.state.counts.take_connection(self.pool())?;
         let open = Open::taken(endpoint.clone(), Of::Bytes);
-        Ok(ConnectionLease { place: Place::taken(endpoint, false, Phase::Connection), sides: selection.sides, open })
+        Ok(ConnectionLease {
+            place: Place::taken(endpoint, false, Phase::Connection),
+            behalf: selection.behalf(),
+            open,
+        })
     }
 
     fn choose(&self, selection: &Selection<'_>) -> Result<Arc<Endpoint>, Refused> {

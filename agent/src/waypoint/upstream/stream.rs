@@ -1,6 +1,7 @@
 //! The bytes of one connection to an endpoint, whatever carries them.
 
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -48,6 +49,18 @@ impl Kept {
 impl Stream {
     pub(super) fn new(io: Io, open: Open) -> Self {
         Self { io, _open: open, kept: Kept::default() }
+    }
+
+    /// The address at the other end; `None` through a tunnel, where that is the endpoint's.
+    pub fn peer(&self) -> Option<SocketAddr> {
+        let bare = match &self.io {
+            Io::Bare(bare) => bare,
+            Io::Tls(stream) => stream.get_ref().0,
+        };
+        match bare {
+            Bare::Tcp(stream) => stream.peer_addr().ok(),
+            Bare::Tunnelled(_) => None,
+        }
     }
 
     /// Where to leave what is to live as long as the connection.

@@ -172,7 +172,7 @@ fn both(service: String, rule: String) -> String {
 }
 
 fn client() -> Selection<'static> {
-    Selection::first("10.1.1.1:4000".parse().unwrap(), "240.0.0.1:80".parse().unwrap())
+    Selection::first("10.1.1.1:4000".parse().unwrap(), "240.0.0.1:80".parse().unwrap(), None)
 }
 
 fn get(path: &str) -> Request<Body> {

@@ -104,8 +104,8 @@ impl Exchange<'_> {
         let (body, ended) = if is_timed { Ended::of(body) } else { (body, Ended::AT_ONCE) };
         let mut deadline = time.map(|time| -> Deadline { Box::pin(ended.and(time)) });
         let session = &self.connection.session;
-        let first = Selection::first(session.client_address, session.destination);
-        let first = Selection { hash: affinity.hash, ..first };
+        let (client, principal) = (session.client_address, session.principal.as_ref());
+        let first = Selection { hash: affinity.hash, ..Selection::first(client, session.destination, principal) };
         let mut attempts = Attempts::new(cluster, policy, first, ended, head, body);
         let tried = match &mut deadline {
             None => tries::run(&mut attempts, policy).await,

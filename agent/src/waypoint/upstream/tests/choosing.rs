@@ -129,7 +129,7 @@ fn what_is_passed_through_goes_where_the_client_meant_it_to() {
         ))
         .await;
         for server in servers.iter().chain(&servers) {
-            let selection = Selection::first("10.1.1.1:4000".parse().unwrap(), server.at);
+            let selection = Selection::first("10.1.1.1:4000".parse().unwrap(), server.at, None);
             let lease = scene.cluster().select(selection, Version::HTTP_11).unwrap();
             let answered = text(lease.send(get("/")).await.unwrap()).await;
             assert_eq!(answered, server.at.port().to_string());
@@ -165,6 +165,8 @@ fn names_are_resolved_be_they_endpoints_or_the_service_itself() {
             let cluster = scene.upstreams.cluster(&snapshot, &Target { service, port: 80, subset: None });
             let lease = cluster.select(client(), Version::HTTP_11).unwrap();
             assert_eq!(text(lease.send(get("/")).await.unwrap()).await, port.to_string());
+            let stream = cluster.select_connection(client()).unwrap().connect().await.unwrap();
+            assert_eq!(stream.peer(), Some(server.at), "where a name led is known to whoever connects");
         }
     });
 }

@@ -151,7 +151,7 @@ fn the_proxy_protocol_is_sent_ahead_and_connections_are_then_for_one_client() {
         let limits = "{proxyProtocol: {version: V1}, connectionPool: {tcp: {maxConnections: 1}}}";
         let scene = Scene::new(&both(service("HTTP", &[at]), rule(limits))).await;
         for address in ["10.1.1.1:4000", "10.1.1.1:4000", "10.1.1.2:5000"] {
-            let selection = Selection::first(address.parse().unwrap(), "240.0.0.1:80".parse().unwrap());
+            let selection = Selection::first(address.parse().unwrap(), "240.0.0.1:80".parse().unwrap(), None);
             let lease = scene.cluster().select(selection, Version::HTTP_11).unwrap();
             text(lease.send(get("/")).await.unwrap()).await;
         }
@@ -237,6 +237,30 @@ fn a_workload_of_the_mesh_is_reached_through_its_own_agent_as_the_waypoint() {
         assert_eq!(asked.headers.get("forwarded"), Some("for=\"10.1.1.1:4000\";host=cart.example"));
         assert!(asked.headers.get("baggage").unwrap().contains("k8s.namespace.name=shop"));
         assert!(node.asked.try_recv().is_err(), "one stream carries them all");
+    });
+}
+
+#[test]
+fn a_stream_to_a_node_is_for_one_client_whom_it_names() {
+    run(async {
+        for limits in ["{loadBalancer: {}}", "{connectionPool: {tcp: {maxConnections: 1}}}"] {
+            let at = own_loopback();
+            let scene = Scene::new(&both(tunnelled(at, 8080, "cart"), rule(limits))).await;
+            let mut node = Node::start(&scene, at).await;
+            let [front, back] = ["front", "back"].map(|name| Arc::new(Identity::new("cluster.local", "shop", name)));
+            for principal in [&front, &front, &back, &back, &front] {
+                let selection = Selection { principal: Some(principal), ..client() };
+                let lease = scene.cluster().select(selection, Version::HTTP_11).unwrap();
+                assert_eq!(text(lease.send(get("/")).await.unwrap()).await, "tunnelled");
+            }
+            let mut named = || {
+                let asked = node.asked.try_recv().ok()?;
+                asked.headers.get("culvert-client-identity").map(ToOwned::to_owned)
+            };
+            assert_eq!((named(), named()), (Some(front.to_string()), Some(back.to_string())));
+            // Both are kept, unless there may be one alone.
+            assert_eq!(named(), limits.contains('1').then(|| front.to_string()), "{limits}");
+        }
     });
 }
 

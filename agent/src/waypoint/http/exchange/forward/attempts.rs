@@ -26,7 +26,7 @@ pub(super) struct Attempts<'a> {
     cluster: &'a Cluster,
     policy: &'a RetryPolicy,
     /// The first choice.
-    selection: Selection<'static>,
+    selection: Selection<'a>,
     /// The client's HTTP.
     version: Version,
     /// When the time of a try begins.
@@ -79,7 +79,7 @@ impl<'a> Attempts<'a> {
     pub(super) fn new(
         cluster: &'a Cluster,
         policy: &'a RetryPolicy,
-        selection: Selection<'static>,
+        selection: Selection<'a>,
         ended: Ended,
         head: Parts,
         body: Body,
