@@ -9,7 +9,7 @@ use culvert_tests::{eventually, objects};
 
 use crate::support::authority::Authority;
 use crate::support::echo;
-use crate::support::peer::{DATA, END_STREAM, HEADERS, Raw, connect, connect_frame, frame, status, tls};
+use crate::support::peer::{DATA, END_STREAM, Frame, HEADERS, Raw, connect, connect_frame, frame, status, tls};
 use crate::world::{CART_ECHO, CART_HTTP, HBONE, LIMIT, World, write_cart};
 
 const CLIENT: &str = "spiffe://cluster.local/ns/shop/sa/client";
@@ -46,6 +46,30 @@ fn connections_end_when_their_service_is_given_to_another_waypoint() -> Result<(
     ensure!(!matches!(ended, Ok(1..)), "{ended:?}");
     let listed = || (world.waypoint.admin("/connections").ok()?.body.trim() == "[]").then_some(());
     eventually(LIMIT, "the list to be empty", listed)
+}
+
+#[test]
+fn requests_over_an_open_connection_are_refused_once_their_service_is_another_waypoints() -> Result<()> {
+    let world = World::new()?;
+    let leaf = Authority::open(&world.config.ca)?.issue(CLIENT)?;
+    // A peer that has not heard: a node of ours would have ended the connection itself.
+    let (node, door) = (world.topology.node(1).place(), SocketAddr::new(world.pod("wp").ipv4(), HBONE));
+    let mut peer = Raw::connect(&node, door, &tls(Some(&leaf))?)?;
+    peer.send(&connect_frame(1, CART_HTTP))?;
+    peer.wait_for(|frame| frame.kind == HEADERS)?;
+    let mut ask = || -> Result<Frame> {
+        peer.send(&frame(DATA, 0, 1, b"GET / HTTP/1.1\r\nHost: cart\r\n\r\n"))?;
+        peer.wait_for(|frame| frame.stream == 1 && frame.payload.starts_with(b"HTTP/1.1 "))
+    };
+    ensure!(ask()?.payload.starts_with(b"HTTP/1.1 200"), "{}", world.logs());
+    write_cart(&world.directory, "elsewhere")?;
+    let before = world.answered();
+    let refused = eventually(LIMIT, "a refusal", || {
+        Some(ask()).filter(|answer| !answer.as_ref().is_ok_and(|answer| answer.payload.starts_with(b"HTTP/1.1 200")))
+    })??;
+    ensure!(refused.payload.starts_with(b"HTTP/1.1 503"), "{refused:?}");
+    ensure!(world.answered() == before, "it was dialled anew");
+    Ok(())
 }
 
 #[test]

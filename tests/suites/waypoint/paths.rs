@@ -1,9 +1,10 @@
 //! The way that connections take, and who is seen where.
 
 use anyhow::{Result, ensure};
+use culvert_tests::{eventually, objects};
 
 use crate::support::echo;
-use crate::world::{BARE_ECHO, CART_ECHO, CART_ECHO_V6, LIMIT, World};
+use crate::world::{BARE_ECHO, CART_ECHO, CART_ECHO_V6, ECHO, LIMIT, World, write_pods};
 
 /// The labels of connections that the mesh encrypts.
 const MUTUAL: (&str, &str) = ("connection_security_policy", "mutual_tls");
@@ -61,12 +62,32 @@ fn curl_is_answered_by_the_application_through_both_nodes_and_the_waypoint() -> 
 }
 
 #[test]
+fn a_workload_that_is_bound_itself_is_reached_through_the_waypoint_by_its_own_address() -> Result<()> {
+    let world = World::new()?;
+    let (cart, wp) = (world.pod("cart").ipv4(), world.pod("wp").ipv4());
+    let http = format!("{cart}:8080");
+    let client = world.pod("client").ipv4();
+    ensure!(world.get(&http)?.body == format!("cart saw {client}\n"), "it is not bound yet");
+    world.directory.write("waypoint", &objects::waypoint("shop", "wp", "all"))?;
+    write_pods(&world.topology, &world.directory, |pod, object| match pod.name() {
+        "cart" => object.replacen("labels: {", "labels: {istio.io/use-waypoint: wp, ", 1),
+        _ => object,
+    })?;
+    let through = || (world.get(&http).ok()?.body == format!("cart saw {wp}\n")).then_some(());
+    eventually(LIMIT, "the way through the waypoint", through).map_err(|error| error.context(world.logs()))?;
+    world.in_client(&format!("{cart}:{ECHO}"), |to| echo::exchange(to, 100_000, LIMIT))??;
+    let streams = [("reporter", "waypoint"), ("destination_workload", "cart")];
+    ensure!(world.waypoint.metric("istio_tcp_connections_opened_total", &streams)? == 1.0);
+    Ok(())
+}
+
+#[test]
 fn the_waypoint_is_reached_over_ipv6_too() -> Result<()> {
     let world = World::new()?;
     world.in_client(CART_ECHO_V6, |to| echo::exchange(to, 1000, LIMIT))??;
     let wp = format!("[{}]:15008", world.pod("wp").ipv6());
-    ensure!(world.near.log().contains(&format!("dst.addr={wp}")), "not by {wp}\n{}", world.logs());
-    Ok(())
+    let logged = || world.near.log().contains(&format!("dst.addr={wp}")).then_some(());
+    eventually(LIMIT, "the line of the connection", logged).map_err(|error| error.context(world.logs()))
 }
 
 #[test]

@@ -122,16 +122,25 @@ impl World {
 fn write_objects(topology: &Topology, directory: &ConfigDir) -> Result<()> {
     directory.write("namespace", &[objects::namespace("shop", true)])?;
     directory.write("nodes", &topology.nodes().iter().map(objects::node).collect::<Vec<_>>())?;
-    let pod = |pod: &Pod| match pod.name() {
-        "wp" => objects::waypoint_pod(pod),
-        name => objects::pod(pod, name),
-    };
-    directory.write("pods", &topology.pods().iter().map(pod).collect::<Vec<_>>())?;
+    write_pods(topology, directory, |_, object| object)?;
     directory.write("waypoint", &objects::waypoint("shop", "wp", "service"))?;
     write_cart(directory, "wp")?;
     let [bare] = ["10.96.0.2"].map(|ip| ip.parse::<IpAddr>());
     let ports = [("tcp-echo", 90, ECHO), ("http", 80, HTTP)];
     directory.write("bare", &[objects::service("shop", "bare", &[bare?], "other", &ports)])
+}
+
+/// Writes the pods, each as `edit` has it.
+pub(crate) fn write_pods(
+    topology: &Topology,
+    directory: &ConfigDir,
+    edit: impl Fn(&Pod, String) -> String,
+) -> Result<()> {
+    let pod = |pod: &Pod| match pod.name() {
+        "wp" => objects::waypoint_pod(pod),
+        name => edit(pod, objects::pod(pod, name)),
+    };
+    directory.write("pods", &topology.pods().iter().map(pod).collect::<Vec<_>>())
 }
 
 /// Writes the service `cart`, bound to this waypoint.
