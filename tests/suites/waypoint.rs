@@ -6,6 +6,7 @@
 //! | `paths` | the way that connections take, and who is seen where |
 //! | `streams` | connections that carry no requests |
 //! | `identity` | on whose behalf it calls, and who has to come through it |
+//! | `judged` | policies, tokens and providers in front of a service |
 //! | `refusals` | what a waypoint does not take |
 //! | `kubernetes` | objects from an API server |
 //! | `life` | what changes while connections are open, and the waypoint's end |
@@ -15,6 +16,8 @@
 
 #[path = "waypoint/identity.rs"]
 mod identity;
+#[path = "waypoint/judged.rs"]
+mod judged;
 #[path = "waypoint/kubernetes.rs"]
 mod kubernetes;
 #[path = "waypoint/life.rs"]

@@ -93,7 +93,8 @@ pub struct Allowed {
     pub authenticated: Option<Box<Authenticated>>,
     /// What providers have to say to the client.
     pub response: Option<Box<ResponseHeaders>>,
-    /// Whether its route is to be chosen by what providers have made of it, and not by what came.
+    /// Whether its route is to be chosen by what it is now, and not by what came: a client could have forged headers
+    /// that only a proxy may set, and routes may look at the claims of tokens.
     pub reroute: bool,
     /// The AUDIT rule that it matches.
     pub audit: Option<Box<RuleMatch>>,
@@ -117,13 +118,13 @@ impl Gate {
         body: &mut Body,
     ) -> Verdict {
         let guard = Guard::of(snapshot, target);
-        xfcc::set(&mut head.headers, guard.tells_client, session);
+        let reroute = xfcc::set(&mut head.headers, guard.tells_client, session);
         if guard.is_open() {
-            return Verdict::Allow(Allowed::default());
+            return Verdict::Allow(Allowed { reroute, ..Allowed::default() });
         }
         let request = Request { gate: self, guard: &guard, snapshot, session };
         match request.check(head, body).await {
-            Ok(allowed) => Verdict::Allow(allowed),
+            Ok(allowed) => Verdict::Allow(Allowed { reroute: allowed.reroute | reroute, ..allowed }),
             Err(reply) => Verdict::Deny(reply),
         }
     }
@@ -151,7 +152,7 @@ impl Request<'_> {
         for name in &self.guard.reserved {
             head.headers.remove(name);
         }
-        let mut allowed = Allowed::default();
+        let mut allowed = Allowed { reroute: !self.guard.reserved.is_empty(), ..Allowed::default() };
         let mut agreed = Agreed::new();
         if self.guard.policies.has_providers() {
             // Boxed, so that what nobody is asked about does not carry the room for it.

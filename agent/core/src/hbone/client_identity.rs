@@ -11,7 +11,7 @@
 //!
 //! It is believed only of a waypoint of the workload that is reached, or of a service that leads to the port; the mesh
 //! state says which pods that is ([`crate::policy::authorize`]). Of anybody else it is disregarded, as a peer that does
-//! not know it disregards it: who forges it gains nothing. A node never sends it for its own pods, whose identity is in
+//! not know it disregards it: who forges it gains nothing. What is no SPIFFE id, or several, is refused (400). A node never sends it for its own pods, whose identity is in
 //! their certificate.
 //!
 //! One tunnel stream is for one client: a waypoint that keeps connections for several requests keeps them apart by client.

@@ -126,6 +126,16 @@ pub(super) fn policy(name: &str, spec: &str) -> String {
     )
 }
 
+#[tokio::test]
+async fn to_grpc_a_refusal_is_a_status_of_its_own() {
+    use crate::waypoint::http::reply::Asked;
+    let world = World::new(&[policy("d", "action: DENY, rules: [{}]")], To::nowhere());
+    let Verdict::Deny(reply) = world.cart(get("/")).await.0 else { panic!("allowed") };
+    let response = reply.into_response(Asked { grpc: true, ..Asked::default() });
+    assert_eq!((response.status().as_u16(), &response.headers()["grpc-status"]), (200, &"7".parse().unwrap()));
+    assert_eq!(response.headers()["grpc-message"], RBAC);
+}
+
 const RBAC: &str = "RBAC: access denied";
 
 #[tokio::test]
@@ -216,7 +226,8 @@ async fn a_client_cannot_say_who_it_is_and_the_waypoint_says_it_where_it_is_told
     let forged = || get("/").header("x-forwarded-client-cert", "URI=spiffe://cluster.local/ns/shop/sa/admin");
     let silent = World::new(&[], To::nowhere());
     let (verdict, head) = silent.cart(forged()).await;
-    allowed(verdict);
+    assert!(allowed(verdict).reroute, "a route must not be chosen by what was forged");
+    assert!(!allowed(silent.cart(get("/")).await.0).reroute);
     assert!(!head.headers.contains_key("x-forwarded-client-cert"));
     let annotated =
         MESH.replace("annotations: {}", "annotations: {ambient.istio.io/xfcc-include-client-identity: \"true\"}");
