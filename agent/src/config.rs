@@ -15,7 +15,7 @@ use crate::cni::{self, CniConfig};
 
 pub use authority::AuthorityConfig;
 pub use common::{EndpointConfig, EnrolmentConfig, LogConfig, TrafficConfig};
-pub use controller::ControllerConfig;
+pub use controller::{Autoscaling, ControllerConfig, Switch, WaypointDefaults, WaypointsConfig};
 pub use waypoint::WaypointConfig;
 
 /// The exit status for a bad configuration: `EX_CONFIG` of sysexits.h.

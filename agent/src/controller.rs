@@ -10,12 +10,15 @@
 //! | `listener`, `grpc` | the port of the CA |
 //! | `distribute` | the roots in a ConfigMap of every namespace |
 //! | `status` | what became of policies and routes, in their statuses |
+//! | `waypoints` | the waypoints that Gateways ask for |
+//! | `follow` | watches of kinds that may or may not be served |
 //! | `options` | the mesh options |
 //! | `metrics` | what Prometheus is told |
 
 mod caller;
 mod distribute;
 mod election;
+mod follow;
 mod grpc;
 mod issuer;
 mod keys;
@@ -28,6 +31,7 @@ mod shares;
 mod status;
 #[cfg(test)]
 mod tests;
+mod waypoints;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -161,6 +165,7 @@ impl Controller {
                     }
                 },
                 status::run(&client, options.watch(), &metrics),
+                waypoints::run(&client, &config, options.watch(), &metrics),
             );
         };
         let asked = async {

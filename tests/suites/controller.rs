@@ -16,6 +16,8 @@ mod keys;
 mod plugged;
 #[path = "controller/statuses.rs"]
 mod statuses;
+#[path = "controller/waypoints.rs"]
+mod waypoints;
 
 /// What the controller needs, and has here: without one of these a test fails.
 const RBAC: &str = "\
@@ -31,14 +33,39 @@ rules:
 - {apiGroups: [''], resources: [configmaps], resourceNames: [istio-ca-root-cert, istio-ca-crl], verbs: [patch]}
 - {apiGroups: [''], resources: [configmaps], resourceNames: [istio-ca-crl], verbs: [delete]}
 - apiGroups: [security.istio.io]
-  resources: [authorizationpolicies, peerauthentications]
+  resources: [authorizationpolicies, peerauthentications, requestauthentications]
   verbs: [list, watch]
 - apiGroups: [security.istio.io]
-  resources: [authorizationpolicies/status, peerauthentications/status]
+  resources: [authorizationpolicies/status, peerauthentications/status, requestauthentications/status]
   verbs: [patch]
+- {apiGroups: [''], resources: [services/status], verbs: [patch]}
 - {apiGroups: [networking.istio.io], resources: [serviceentries], verbs: [list, watch]}
-- {apiGroups: [gateway.networking.k8s.io], resources: [gateways, httproutes, grpcroutes], verbs: [list, watch]}
-- {apiGroups: [gateway.networking.k8s.io], resources: [httproutes/status, grpcroutes/status], verbs: [patch]}
+- {apiGroups: [networking.istio.io], resources: [serviceentries/status], verbs: [patch]}
+- apiGroups: [gateway.networking.k8s.io]
+  resources: [gateways, httproutes, grpcroutes, tcproutes, tlsroutes, referencegrants]
+  verbs: [list, watch]
+- apiGroups: [gateway.networking.k8s.io]
+  resources: [httproutes/status, grpcroutes/status, tcproutes/status, tlsroutes/status]
+  verbs: [patch]
+- {apiGroups: [''], resources: [services, serviceaccounts], verbs: [get, list, watch, create, patch]}
+- {apiGroups: [apps], resources: [deployments], verbs: [get, list, watch, create, patch]}
+- apiGroups: [autoscaling, policy]
+  resources: [horizontalpodautoscalers, poddisruptionbudgets]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [gateway.networking.k8s.io]
+  resources: [gatewayclasses]
+  resourceNames: [istio-waypoint]
+  verbs: [list, watch, patch]
+- {apiGroups: [gateway.networking.k8s.io], resources: [gatewayclasses], verbs: [create]}
+- {apiGroups: [gateway.networking.k8s.io], resources: [gateways/status, gatewayclasses/status], verbs: [patch]}
+- apiGroups: [rbac.authorization.k8s.io]
+  resources: [clusterrolebindings]
+  resourceNames: [culvert-waypoint]
+  verbs: [list, watch, patch]
+- apiGroups: [rbac.authorization.k8s.io]
+  resources: [clusterroles]
+  resourceNames: [culvert-waypoint]
+  verbs: [bind]
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRoleBinding

@@ -11,8 +11,10 @@ pub mod label {
     pub const USE_WAYPOINT_NAMESPACE: &str = "istio.io/use-waypoint-namespace";
     /// On a waypoint: `service`, `workload`, `all` or `none`.
     pub const WAYPOINT_FOR: &str = "istio.io/waypoint-for";
-    /// The waypoint that takes a share of the connections.
+    /// The waypoint that takes a share of the connections to a service.
     pub const USE_WAYPOINT_CANARY: &str = "istio.io/use-waypoint-canary";
+    /// Its namespace, where it is not the object's own.
+    pub const USE_WAYPOINT_CANARY_NAMESPACE: &str = "istio.io/use-waypoint-canary-namespace";
     /// On a ServiceEntry: `false` keeps it from being given virtual addresses.
     pub const ENABLE_AUTOALLOCATE_IP: &str = "networking.istio.io/enable-autoallocate-ip";
     /// The name by which traffic is accounted.
@@ -51,6 +53,8 @@ pub mod annotation {
     pub const DNS_CAPTURE: &str = "ambient.istio.io/dns-capture";
     /// On a pod: interfaces whose traffic is to be captured as if the pod sent it. Not supported.
     pub const REROUTE_VIRTUAL_INTERFACES: &str = "istio.io/reroute-virtual-interfaces";
+    /// The share of the waypoint that [`label::USE_WAYPOINT_CANARY`](super::label::USE_WAYPOINT_CANARY) names, 0 to 100.
+    pub const CANARY_WEIGHT: &str = "istio.io/use-waypoint-canary-weight";
     /// Present on pods that have a sidecar.
     pub const SIDECAR_STATUS: &str = "sidecar.istio.io/status";
     /// `PreferClose`, `PreferSameZone` or `PreferSameNode`, on a Service, ServiceEntry or namespace.

@@ -1,5 +1,7 @@
 //! Which waypoint serves a workload or service, and what it takes from whom.
 
+mod canary;
+mod namespaces;
 mod own;
 mod target;
 
@@ -9,6 +11,8 @@ use serde::Serialize;
 
 use crate::workload::NamespacedName;
 
+pub use canary::{Canary, CanaryProblem};
+pub use namespaces::{AllowedRoutes, Requirement};
 pub use own::{Unplaced, own_workload};
 pub use target::{Addressed, NotServed, SessionTarget};
 
@@ -24,6 +28,16 @@ pub struct WaypointBinding {
     /// Whether what does not come through it is refused at the destination (annotation
     /// `culvert.dev/require-waypoint: "true"` on the bound object or its namespace).
     pub required: bool,
+    /// The waypoint that takes a share of the connections to a service.
+    pub canary: Option<Arc<Canary>>,
+}
+
+impl WaypointBinding {
+    /// The waypoints that connections may come through: the one that is meant, and the one that takes a share.
+    pub fn gateways(&self) -> impl Iterator<Item = &NamespacedName> {
+        let canary = self.canary.iter().filter(|canary| canary.share.is_ok()).map(|canary| &canary.gateway);
+        std::iter::once(&self.gateway).chain(canary)
+    }
 }
 
 /// What a waypoint serves (`istio.io/waypoint-for`).
@@ -57,16 +71,4 @@ pub struct Waypoint {
     /// Whether it tells applications who their client is, in `x-forwarded-client-cert` (annotation
     /// `ambient.istio.io/xfcc-include-client-identity: "true"` on the Gateway).
     pub tells_client: bool,
-}
-
-/// From which namespaces a waypoint may be bound (`allowedRoutes.namespaces`).
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub enum AllowedRoutes {
-    /// Its own.
-    #[default]
-    Same,
-    /// Every one.
-    All,
-    /// Those whose labels match every pair.
-    Selector(crate::workload::Labels),
 }

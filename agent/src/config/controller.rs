@@ -1,11 +1,15 @@
 //! The controller's flags.
 
+mod waypoints;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::Args;
 
 use super::{ConfigError, EndpointConfig, LogConfig};
+
+pub use waypoints::{Autoscaling, Switch, WaypointDefaults, WaypointsConfig};
 
 /// The controller's flags.
 #[derive(Clone, Debug, Args)]
@@ -59,6 +63,10 @@ pub struct ControllerConfig {
     )]
     pub distribute_roots: bool,
 
+    /// How waypoints are run.
+    #[command(flatten)]
+    pub waypoints: WaypointsConfig,
+
     /// Where it is asked how it is.
     #[command(flatten)]
     pub endpoints: EndpointConfig,
@@ -95,6 +103,7 @@ impl ControllerConfig {
         let [admin, metrics, readiness] = self.endpoints.addresses();
         let flags = format!("--ca-addr, {}", EndpointConfig::FLAGS);
         super::distinct(&flags, &[self.ca_addr, admin, metrics, readiness])?;
+        self.waypoints.check()?;
         if self.pod_name.is_none() {
             self.pod_name = Some(format!("culvert-controller-{:016x}", rand::random::<u64>()));
         }
@@ -104,6 +113,12 @@ impl ControllerConfig {
     /// What tells this replica from the others.
     pub fn identity(&self) -> String {
         self.pod_name.clone().unwrap_or_default()
+    }
+
+    /// Where waypoints get their certificates.
+    pub fn waypoint_ca_address(&self) -> String {
+        let own = || format!("culvert-controller.{}.svc:{}", self.namespace, self.ca_addr.port());
+        self.waypoints.waypoint_ca_address.clone().unwrap_or_else(own)
     }
 
     /// The DNS names that the CA service's certificate is for.

@@ -1,17 +1,18 @@
-//! What became of policies and routes, in their statuses: what is enforced, what is not supported, what is bound to
-//! nothing. Written by the leader, and only when it changes.
+//! What became of policies, routes and bindings, in the statuses of their objects: what is enforced, what is not
+//! supported, what is bound to nothing. Written by the leader, and only when it changes.
 //!
-//! The conditions have Istio's names (`ZtunnelAccepted`, `WaypointAccepted`), since that is what `istioctl`, Kiali and
-//! people's `kubectl wait` look for; here the node agent is what ztunnel is there. What they say is what the nodes'
-//! own reading of the object found: it is read by the same code.
+//! The conditions have Istio's names (`ZtunnelAccepted`, `WaypointAccepted`, `istio.io/WaypointBound`), since that is
+//! what `istioctl`, Kiali and people's `kubectl wait` look for; here the node agent is what ztunnel is there. What they
+//! say is what nodes' and waypoints' own reading of the object found: it is read by the same code.
 
-mod condition;
+mod bindings;
+pub(super) mod condition;
 mod feed;
 mod policies;
 mod routes;
 #[cfg(test)]
 mod tests;
-mod write;
+pub(super) mod write;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -19,13 +20,16 @@ use std::sync::Arc;
 use culvert_api::{Object, ObjectError, ObjectRef, UnknownField};
 use culvert_core::mesh::{Change, Mesh, Snapshot};
 use culvert_core::options::MeshOptions;
+use culvert_core::route::gateway_api::ParentStatus;
 use futures_util::{StreamExt, stream};
 use k8s_openapi::jiff::Timestamp;
+use kube::Api;
 use kube::api::DynamicObject;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
-use self::feed::{Seen, Watched};
+use self::feed::Watched;
+use super::follow::Seen;
 use super::metrics::Metrics;
 
 /// Writes at once.
@@ -53,23 +57,28 @@ pub(super) async fn run(
                 state.follow_options(options);
             }
             batch.drain(..).for_each(|seen| state.take(seen));
-            let due = state.due();
-            let write = |(key, wanted): (Key, Value)| async move {
-                let done = write::patch(client, &key, &wanted).await;
-                (key, done)
-            };
-            let mut done = stream::iter(due).map(write).buffer_unordered(AT_ONCE);
-            while let Some((key, result)) = done.next().await {
-                metrics.wrote("status", result.is_ok());
-                match result {
-                    Ok(()) => tracing::debug!("{key}: status written"),
-                    // It is there again with the next change of the object, the conflicting one among them.
-                    Err(error) => tracing::warn!("{key}: {error}"),
-                }
-            }
+            write_all(client, state.due(), metrics).await;
         }
     };
     tokio::join!(feeding, writing);
+}
+
+async fn write_all(client: &kube::Client, due: Vec<(Key, Value)>, metrics: &Metrics) {
+    let write = |(key, wanted): (Key, Value)| async move {
+        let resource = key.watched.resource().at(&key.version);
+        let api = Api::<DynamicObject>::namespaced_with(client.clone(), &key.namespace, &resource);
+        let done = write::patch(&api, &key.name, &wanted, &format!("{}/status", key.watched.plural())).await;
+        (key, done)
+    };
+    let mut done = stream::iter(due).map(write).buffer_unordered(AT_ONCE);
+    while let Some((key, result)) = done.next().await {
+        metrics.wrote("status", result.is_ok());
+        match result {
+            Ok(()) => tracing::debug!("{key}: status written"),
+            // It is there again with the next change of the object, the conflicting one among them.
+            Err(error) => tracing::warn!("{key}: {error}"),
+        }
+    }
 }
 
 /// An object that has a status.
@@ -82,9 +91,15 @@ struct Key {
     name: String,
 }
 
+impl Key {
+    fn reference(&self) -> ObjectRef {
+        ObjectRef::new(self.watched.kind(), self.namespace.as_str(), self.name.as_str())
+    }
+}
+
 impl std::fmt::Display for Key {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {}/{}", self.watched.kind(), self.namespace, self.name)
+        write!(f, "{}", self.reference())
     }
 }
 
@@ -93,12 +108,12 @@ impl std::fmt::Display for Key {
 struct Statuses {
     options: Option<Arc<MeshOptions>>,
     subjects: HashMap<Key, Subject>,
-    /// Namespaces, services and waypoints: what targets are bound to.
+    /// Namespaces, services, waypoints and routes: what policies are bound to, and what routes name.
     mesh: Mesh,
     unlisted: HashMap<Watched, HashSet<Key>>,
     listed: HashSet<Watched>,
     dirty: HashSet<Key>,
-    bindings_changed: bool,
+    context_changed: bool,
 }
 
 /// An object as it was last seen.
@@ -108,12 +123,13 @@ struct Subject {
     parsed: Parsed,
 }
 
-/// What a policy is to the nodes; routes they do not read.
+/// What an object is to nodes and waypoints.
 #[derive(Debug)]
 enum Parsed {
-    Object(Object, Vec<UnknownField>),
+    Policy(Object, Vec<UnknownField>),
     Broken(ObjectError),
-    Route,
+    /// In the mesh.
+    Context,
 }
 
 impl Statuses {
@@ -125,9 +141,9 @@ impl Statuses {
     }
 
     /// Takes in one thing that a watch said.
-    fn take(&mut self, seen: Seen) {
+    fn take(&mut self, seen: Seen<Watched>) {
         match seen {
-            Seen::Listing(watched) => {
+            Seen::Listing(watched, _) => {
                 let known = self.subjects.keys().filter(|key| key.watched == watched).cloned().collect();
                 self.unlisted.insert(watched, known);
             }
@@ -136,7 +152,7 @@ impl Statuses {
                     self.forget(&gone);
                 }
                 self.listed.insert(watched);
-                self.bindings_changed |= watched.is_context();
+                self.context_changed |= watched.is_context();
             }
             Seen::Applied(watched, version, object) => self.applied(watched, version, *object),
             Seen::Deleted(watched, version, object) => {
@@ -151,27 +167,26 @@ impl Statuses {
         if let Some(unlisted) = self.unlisted.get_mut(&watched) {
             unlisted.remove(&key);
         }
-        let parsed = if watched.is_route() { Parsed::Route } else { parse(&key, &object) };
-        if watched.is_context() {
-            if let Parsed::Object(object, _) = parsed {
+        let parsed = match (parse(&key, &object), watched.is_context()) {
+            (Parsed::Policy(object, _), true) => {
                 self.mesh.stage([Change::Upsert(object)]);
-                self.bindings_changed = true;
+                self.context_changed = true;
+                Parsed::Context
             }
-            // Kept by name only, to notice what a later list does not show any more.
-            let nothing = DynamicObject { types: None, metadata: Default::default(), data: Value::Null };
-            self.subjects.insert(key, Subject { object: nothing, parsed: Parsed::Route });
-            return;
-        }
+            (parsed, _) => parsed,
+        };
+        let object = if watched.is_context() { bare(&object, watched) } else { object };
         self.subjects.insert(key.clone(), Subject { object, parsed });
-        self.dirty.insert(key);
+        if watched.is_subject() {
+            self.dirty.insert(key);
+        }
     }
 
     fn forget(&mut self, key: &Key) {
         let known = self.subjects.remove(key).is_some();
-        if let Some(kind) = key.watched.object_kind().filter(|_| known) {
-            let gone = ObjectRef::new(kind, key.namespace.as_str(), key.name.as_str());
-            self.mesh.stage([Change::Remove(gone)]);
-            self.bindings_changed = true;
+        if known && key.watched.is_context() {
+            self.mesh.stage([Change::Remove(key.reference())]);
+            self.context_changed = true;
         }
         self.dirty.remove(key);
     }
@@ -181,14 +196,14 @@ impl Statuses {
         let Some(options) = self.options.clone().filter(|_| self.listed.len() == Watched::ALL.len()) else {
             return Vec::new();
         };
-        if std::mem::take(&mut self.bindings_changed) {
+        if std::mem::take(&mut self.context_changed) {
             self.mesh.publish();
-            let bound =
-                self.subjects.iter().filter(|(key, subject)| !key.watched.is_context() && subject.has_targets());
+            let bound = self.subjects.iter().filter(|(key, subject)| subject.depends_on_context(key));
             self.dirty.extend(bound.map(|(key, _)| key.clone()));
         }
         let snapshot = self.mesh.snapshot();
-        let view = View { snapshot: &snapshot, options: &options };
+        let routes = snapshot.route_statuses().map(|(route, parents)| (route, &**parents)).collect();
+        let view = View { snapshot: &snapshot, options: &options, routes };
         let due = std::mem::take(&mut self.dirty).into_iter().filter_map(|key| {
             let patch = self.subjects.get(&key)?.patch(&key, &view, Timestamp::now())?;
             Some((key, patch))
@@ -201,32 +216,42 @@ impl Statuses {
 struct View<'a> {
     snapshot: &'a Arc<Snapshot>,
     options: &'a MeshOptions,
+    routes: HashMap<&'a ObjectRef, &'a [ParentStatus]>,
 }
 
 impl Subject {
     /// Whether its status depends on services and waypoints.
-    fn has_targets(&self) -> bool {
+    fn depends_on_context(&self, key: &Key) -> bool {
         match &self.parsed {
-            Parsed::Route => true,
-            Parsed::Object(Object::AuthorizationPolicy(policy), _) => {
+            Parsed::Context => key.watched.is_subject(),
+            Parsed::Policy(Object::AuthorizationPolicy(policy), _) => {
                 policy.spec.target_ref.is_some() || !policy.spec.target_refs.is_empty()
             }
-            _ => false,
+            Parsed::Policy(Object::RequestAuthentication(object), _) => {
+                object.spec.target_ref.is_some() || !object.spec.target_refs.is_empty()
+            }
+            Parsed::Policy(..) | Parsed::Broken(_) => false,
         }
     }
 
     /// What makes its status what it should be; none when it is.
     fn patch(&self, key: &Key, view: &View<'_>, now: Timestamp) -> Option<Value> {
         let status = match &self.parsed {
-            Parsed::Route => routes::status(key, &self.object, view, now),
+            Parsed::Context if key.watched.is_route() => routes::status(key, &self.object, view, now),
+            Parsed::Context => bindings::status(key, &self.object, view, now),
+            // The API server's schemas keep such out; where there are none, the object is told in the nodes' logs.
+            Parsed::Broken(_) if key.watched.is_context() => None,
             Parsed::Broken(error) => Some(policies::broken(&self.object, error, now)),
-            Parsed::Object(Object::AuthorizationPolicy(policy), unknown) => {
+            Parsed::Policy(Object::AuthorizationPolicy(policy), unknown) => {
                 Some(policies::authorization(&self.object, policy, unknown, view, now))
             }
-            Parsed::Object(Object::PeerAuthentication(policy), unknown) => {
+            Parsed::Policy(Object::PeerAuthentication(policy), unknown) => {
                 Some(policies::peer_authentication(&self.object, policy, unknown, view, now))
             }
-            Parsed::Object(..) => None,
+            Parsed::Policy(Object::RequestAuthentication(policy), unknown) => {
+                Some(policies::request_authentication(&self.object, policy, unknown, view, now))
+            }
+            Parsed::Policy(..) => None,
         };
         write::merge(&self.object, status?)
     }
@@ -238,6 +263,19 @@ fn key(watched: Watched, version: String, object: &DynamicObject) -> Key {
     Key { watched, version, namespace, name }
 }
 
+/// Without what the mesh keeps of it, where there are many: what is left says what its status is.
+fn bare(object: &DynamicObject, watched: Watched) -> DynamicObject {
+    let mut bare = DynamicObject { types: None, metadata: object.metadata.clone(), data: Value::Null };
+    bare.metadata.annotations = None;
+    if watched.is_subject() {
+        bare.data = json!({"status": object.data["status"]});
+    } else {
+        // By name only, to notice what a later list does not show any more.
+        bare.metadata.labels = None;
+    }
+    bare
+}
+
 /// Reads `object` as the nodes do.
 fn parse(key: &Key, object: &DynamicObject) -> Parsed {
     let mut value = object.data.clone();
@@ -245,11 +283,11 @@ fn parse(key: &Key, object: &DynamicObject) -> Parsed {
         // Statuses are for others to read: what is in one must not make a policy unreadable.
         fields.remove("status");
         fields.insert("apiVersion".to_owned(), key.version.clone().into());
-        fields.insert("kind".to_owned(), key.watched.kind().into());
+        fields.insert("kind".to_owned(), key.watched.kind().as_str().into());
         fields.insert("metadata".to_owned(), serde_json::to_value(&object.metadata).unwrap_or_default());
     }
     match Object::from_value(value) {
-        Ok((object, unknown)) => Parsed::Object(object, unknown),
+        Ok((object, unknown)) => Parsed::Policy(object, unknown),
         Err(error) => Parsed::Broken(error),
     }
 }

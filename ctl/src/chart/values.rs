@@ -20,6 +20,7 @@ pub(crate) struct Values {
     node: Node,
     cni: Cni,
     controller: Controller,
+    waypoint: Waypoint,
     network_policy: Switch,
     pod_monitor: PodMonitor,
     resource_quota: ResourceQuota,
@@ -149,6 +150,48 @@ struct Controller {
     env: BTreeMap<String, Scalar>,
 }
 
+/// The waypoints that the controller runs.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Waypoint {
+    enabled: bool,
+    /// Empty for that of agents and controller.
+    image: String,
+    defaults: WaypointDefaults,
+}
+
+/// What each waypoint has unless parameters say otherwise.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct WaypointDefaults {
+    #[schemars(range(min = 1))]
+    replicas: u16,
+    autoscaling: Autoscaling,
+    pod_disruption_budget: Switch,
+    resources: Map<String, Value>,
+    #[schemars(range(min = 0, max = 3600))]
+    drain_seconds: u16,
+    log_level: String,
+    log_format: LogFormat,
+    access_log: bool,
+    node_selector: BTreeMap<String, String>,
+    tolerations: Vec<Map<String, Value>>,
+}
+
+/// A HorizontalPodAutoscaler.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Autoscaling {
+    enabled: bool,
+    #[schemars(range(min = 1))]
+    min_replicas: u16,
+    #[schemars(range(min = 1))]
+    max_replicas: u16,
+    /// In per cent of what is requested.
+    #[schemars(range(min = 1))]
+    cpu_utilization: u16,
+}
+
 /// A PodMonitor of the Prometheus operator.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -204,6 +247,8 @@ impl Values {
 
     /// What the schema says of lengths and ranges.
     fn check(&self) -> Result<()> {
+        let waypoint = &self.waypoint.defaults;
+        let scaling = &waypoint.autoscaling;
         let absolute = |path: &str| path.starts_with('/');
         for (holds, problem) in [
             (!self.image.repository.is_empty(), "image.repository: empty; name the image"),
@@ -213,6 +258,12 @@ impl Values {
             (absolute(&self.cni.bin_dir), "cni.binDir: not an absolute path"),
             (absolute(&self.cni.conf_dir), "cni.confDir: not an absolute path"),
             (self.controller.replicas > 0, "controller.replicas: 1 at the least"),
+            (waypoint.replicas > 0, "waypoint.defaults.replicas: 1 at the least"),
+            (waypoint.drain_seconds <= 3600, "waypoint.defaults.drainSeconds: 3600 at the most"),
+            (
+                (1..=scaling.max_replicas).contains(&scaling.min_replicas) && scaling.cpu_utilization > 0,
+                "waypoint.defaults.autoscaling: minReplicas and cpuUtilization: 1 at the least, maxReplicas no less",
+            ),
             (self.resource_quota.pods > 0, "resourceQuota.pods: 1 at the least"),
         ] {
             if !holds {

@@ -84,6 +84,18 @@ impl ControlPlane {
     /// # Errors
     /// When the API server refuses it, or does not serve it.
     pub fn crd_without_schema(&self, group: &str, plural: &str, kind: &str) -> Result<()> {
+        self.crd(group, plural, kind, "Namespaced")
+    }
+
+    /// The same, in no namespace.
+    ///
+    /// # Errors
+    /// As [`Self::crd_without_schema`].
+    pub fn cluster_crd_without_schema(&self, group: &str, plural: &str, kind: &str) -> Result<()> {
+        self.crd(group, plural, kind, "Cluster")
+    }
+
+    fn crd(&self, group: &str, plural: &str, kind: &str, scope: &str) -> Result<()> {
         let definition = json!({
             "apiVersion": "apiextensions.k8s.io/v1",
             "kind": "CustomResourceDefinition",
@@ -93,7 +105,7 @@ impl ControlPlane {
                 "annotations": { "api-approved.kubernetes.io": "https://github.com/kubernetes-sigs/gateway-api" },
             },
             "spec": {
-                "group": group, "scope": "Namespaced",
+                "group": group, "scope": scope,
                 "names": {
                     "plural": plural, "singular": kind.to_lowercase(), "kind": kind, "listKind": format!("{kind}List"),
                 },

@@ -35,9 +35,13 @@ pub(crate) struct Replica {
 
 impl Installation {
     pub(crate) fn new(namespace: &'static str) -> Self {
+        Self::on(ControlPlane::shared(), namespace)
+    }
+
+    /// On another control plane than the one that all tests share.
+    pub(crate) fn on(cluster: &'static ControlPlane, namespace: &'static str) -> Self {
         static TURN: Mutex<()> = Mutex::new(());
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        let cluster = ControlPlane::shared();
         cluster.namespace(namespace).unwrap();
         for account in ["culvert-controller", "culvert-node"] {
             cluster.service_account(namespace, account).unwrap();

@@ -8,7 +8,7 @@ use super::Snapshot;
 use crate::policy::{NotBound, PolicyTarget, Scope};
 use crate::service::{Service, ServiceKey};
 use crate::translate::Finding;
-use crate::waypoint::WaypointFor;
+use crate::waypoint::{CanaryProblem, WaypointFor};
 use crate::workload::NamespacedName;
 
 impl Snapshot {
@@ -38,6 +38,35 @@ impl Snapshot {
                 let service = self.services().find(of_entry).ok_or_else(missing)?;
                 self.waypoint_of(service, target).map(Some)
             }
+        }
+    }
+
+    /// The waypoint of a service; `None` for one that is to have none.
+    ///
+    /// # Errors
+    /// When it cannot be used, with the cure.
+    pub fn bound_to(&self, service: &Service) -> Option<Result<NamespacedName, NotBound>> {
+        service.waypoint.as_ref()?;
+        let kind = if service.canonical { PolicyTarget::Service } else { PolicyTarget::ServiceEntry };
+        Some(self.waypoint_of(service, &kind(service.name.clone())))
+    }
+
+    /// Why the waypoint that is to take a share of a service's connections takes none, if that is so.
+    pub fn canary_problem(&self, service: &Service) -> Option<CanaryProblem> {
+        let canary = service.waypoint.as_ref()?.canary.as_deref()?;
+        let gateway = match &canary.share {
+            Err(problem) => return Some(problem.clone()),
+            Ok(_) => canary.gateway.clone(),
+        };
+        match self.waypoint(&gateway) {
+            None => Some(CanaryProblem::Missing(gateway)),
+            Some(waypoint) if !self.may_bind(waypoint, &service.key.namespace) => {
+                Some(CanaryProblem::NotAllowed(gateway))
+            }
+            Some(waypoint) if !matches!(waypoint.serves, WaypointFor::Service | WaypointFor::All) => {
+                Some(CanaryProblem::NotServed(gateway))
+            }
+            Some(_) => None,
         }
     }
 

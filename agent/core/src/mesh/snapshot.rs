@@ -11,7 +11,6 @@ use smallvec::SmallVec;
 use super::destination_rules::DestinationRules;
 use super::sandboxes::SandboxVerdict;
 use super::scoped::PolicyIndex;
-use super::selectors::selects;
 use super::vips::{Claims, VipIndex};
 use crate::authentication::RequestAuthentication;
 use crate::options::MeshOptions;
@@ -20,7 +19,7 @@ use crate::route::gateway_api::ParentStatus;
 use crate::route::table::ServiceRoutes;
 use crate::service::{Service, ServiceKey, ServicePort};
 use crate::translate::Finding;
-use crate::waypoint::{AllowedRoutes, Waypoint};
+use crate::waypoint::Waypoint;
 use crate::workload::{Labels, NamespacedName, Workload, WorkloadUid};
 
 /// The mesh at one moment.
@@ -239,14 +238,8 @@ impl Snapshot {
 
     /// Whether `waypoint` may be bound by objects of `namespace`.
     pub fn may_bind(&self, waypoint: &Waypoint, namespace: &str) -> bool {
-        match &waypoint.allowed_routes {
-            _ if &*waypoint.gateway.namespace == namespace => true,
-            AllowedRoutes::Same => false,
-            AllowedRoutes::All => true,
-            AllowedRoutes::Selector(selector) => {
-                self.namespaces.get(namespace).is_some_and(|labels| selects(selector, labels))
-            }
-        }
+        let labels = self.namespaces.get(namespace).map(|labels| &**labels);
+        waypoint.allowed_routes.allow(&waypoint.gateway.namespace, namespace, labels)
     }
 
     /// The pods of a node that belong to the mesh, in the order of their UIDs.

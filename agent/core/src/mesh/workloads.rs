@@ -157,7 +157,9 @@ impl Mesh {
         let is_gateway = facts.labels.contains_key(label::GATEWAY_NAME);
         let waypoint = match facts.source {
             WorkloadSource::EndpointSlice { .. } => None,
-            _ => binding(&facts.waypoint, namespace, is_gateway),
+            // A share is of the connections to a service.
+            _ => binding(&facts.waypoint, namespace, is_gateway)
+                .map(|binding| WaypointBinding { canary: None, ..binding }),
         };
         let speaks_hbone = match &facts.source {
             WorkloadSource::Pod(pod) => self.eligibility(facts, pod).is_ok_and(|enrol| !enrol.bypass_inbound),
@@ -352,8 +354,9 @@ pub(super) fn binding(
     let required = own.required.or_else(|| namespace?.waypoint.required);
     match label {
         WaypointLabel::Unset | WaypointLabel::None => None,
-        WaypointLabel::Gateway(gateway) => Some(WaypointBinding {
+        WaypointLabel::Gateway(gateway, canary) => Some(WaypointBinding {
             gateway: gateway.clone(),
+            canary: canary.clone(),
             bypass_if_missing: namespace.is_some_and(|namespace| namespace.bypass_missing_waypoint),
             required: required.unwrap_or(false),
         }),

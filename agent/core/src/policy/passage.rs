@@ -59,12 +59,14 @@ fn serves_workloads(snapshot: &Snapshot, binding: &WaypointBinding) -> bool {
 /// Whether the caller is the waypoint of `binding`: a pod behind its service, by its address and by its certificate. Of
 /// these neither is enough: other pods may run under the waypoint's account.
 fn is_waypoint(snapshot: &Snapshot, binding: &WaypointBinding, bound: &Bound, call: &Call<'_>) -> bool {
-    let (Some(principal), Some(waypoint)) = (call.principal, snapshot.waypoint(&binding.gateway)) else { return false };
+    let Some(principal) = call.principal else { return false };
     let Some(caller) = snapshot.workload_by_address(call.source_ip) else { return false };
-    let service = ServiceKey { namespace: waypoint.gateway.namespace.clone(), hostname: waypoint.service.clone() };
     *caller.identity == *principal
-        && snapshot.endpoint(&service, &caller.uid).is_some()
-        && snapshot.may_bind(waypoint, bound.namespace())
+        && binding.gateways().filter_map(|gateway| snapshot.waypoint(gateway)).any(|waypoint| {
+            let namespace = waypoint.gateway.namespace.clone();
+            let service = ServiceKey { namespace, hostname: waypoint.service.clone() };
+            snapshot.endpoint(&service, &caller.uid).is_some() && snapshot.may_bind(waypoint, bound.namespace())
+        })
 }
 
 impl fmt::Display for Missed {

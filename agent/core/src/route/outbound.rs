@@ -241,7 +241,10 @@ struct Deciding<'a, R> {
 
 impl<R: rand::Rng> Deciding<'_, R> {
     fn service(&mut self, service: &Arc<Service>) -> Result<Outbound, Refusal> {
-        if let Some(binding) = &service.waypoint {
+        if let Some(binding) = service.waypoint.as_ref().filter(|binding| !self.source_is_canary(binding)) {
+            if let Some(outbound) = self.canary(service, binding) {
+                return Ok(Outbound { service: Some(service.clone()), ..outbound });
+            }
             let bound = || Bound::Service(service.key.clone());
             // The port is the waypoint's to check, and the original address is what it is asked for.
             if let Some(outbound) = self.waypoint(binding, &service.key.namespace, Addressed::Service, bound)? {
@@ -353,6 +356,25 @@ impl<R: rand::Rng> Deciding<'_, R> {
                 missing(Refusal::WaypointNotReady { bound: bound(), gateway: gateway(), service, why })
             }
         }
+    }
+
+    /// Through the waypoint that takes a share of the connections to `service`, if it takes this one. Where it cannot,
+    /// the other one does.
+    fn canary(&mut self, service: &Service, binding: &WaypointBinding) -> Option<Outbound> {
+        let canary = binding.canary.as_deref()?;
+        let share = canary.share.as_ref().ok().filter(|share| **share > 0)?;
+        if self.rng.random_range(0..100) >= *share || self.snapshot.canary_problem(service).is_some() {
+            return None;
+        }
+        // What the waypoint beside it sends to the service has been through one.
+        let is_through = self.source_gateway().is_some_and(|gateway| gateway == binding.gateway);
+        let waypoint = self.snapshot.waypoint(&canary.gateway).filter(|_| !is_through)?;
+        self.tunnel_to_waypoint(waypoint).ok()
+    }
+
+    fn source_is_canary(&self, binding: &WaypointBinding) -> bool {
+        let canary = binding.canary.as_deref().map(|canary| &canary.gateway);
+        canary.is_some() && self.source_gateway().as_ref() == canary
     }
 
     fn tunnel_to_waypoint(&mut self, waypoint: &Waypoint) -> Result<Outbound, NoEndpoint> {

@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 use crate::bypass::Rules;
 use crate::enrolment::PodTraits;
 use crate::service::{Resolution, ServicePort};
-use crate::waypoint::AllowedRoutes;
+use crate::waypoint::{AllowedRoutes, Canary};
 use crate::workload::{Created, Health, Labels, Locality, NamespacedName, PodName, WorkloadType};
 
 /// A namespace.
@@ -46,8 +46,8 @@ pub(crate) enum WaypointLabel {
     Unset,
     /// None.
     None,
-    /// This Gateway.
-    Gateway(NamespacedName),
+    /// This Gateway; and that beside it, for a share of the connections.
+    Gateway(NamespacedName, Option<Arc<Canary>>),
 }
 
 /// Which endpoints of a service are near.

@@ -7,7 +7,7 @@ use culvert_api::names::{WAYPOINT_GATEWAY_CLASS, WAYPOINT_PROTOCOL, annotation, 
 use super::facts::WaypointFacts;
 use super::{Findings, Interner, metadata};
 use crate::address::HBONE_PORT;
-use crate::waypoint::{AllowedRoutes, WaypointFor};
+use crate::waypoint::{AllowedRoutes, Requirement, WaypointFor};
 use crate::workload::NamespacedName;
 
 pub(crate) fn translate(
@@ -64,16 +64,37 @@ fn allowed_routes(
         None | Some(From::Same) => AllowedRoutes::Same,
         Some(From::All) => AllowedRoutes::All,
         Some(From::Selector) => {
-            let selector = namespaces.selector.as_ref();
-            if selector.is_some_and(|selector| selector.match_expressions.as_ref().is_some_and(|e| !e.is_empty())) {
-                // Narrower than asked for: leaving the expressions out would let more namespaces in.
-                findings.error(
-                    format!("spec.listeners[{at}].allowedRoutes.namespaces.selector.matchExpressions"),
-                    "not supported: only the waypoint's own namespace may use it; write matchLabels",
-                );
+            let field = format!("spec.listeners[{at}].allowedRoutes.namespaces.selector");
+            let Some(selector) = &namespaces.selector else {
+                findings.error(field, "is missing: only the waypoint's own namespace may use it");
                 return AllowedRoutes::Same;
+            };
+            let labels = selector.match_labels.iter().flatten();
+            let mut requirements: Vec<_> = labels
+                .map(|(key, value)| Requirement::In(interner.string(key), Box::new([interner.string(value)])))
+                .collect();
+            for (i, written) in selector.match_expressions.iter().flatten().enumerate() {
+                let key = interner.string(&written.key);
+                let values = written.values.iter().flatten().map(|value| interner.string(value)).collect();
+                requirements.push(match written.operator.as_str() {
+                    "In" => Requirement::In(key, values),
+                    "NotIn" => Requirement::NotIn(key, values),
+                    "Exists" => Requirement::Exists(key),
+                    "DoesNotExist" => Requirement::DoesNotExist(key),
+                    other => {
+                        // Leaving it out would let more namespaces in.
+                        findings.error(
+                            format!("{field}.matchExpressions[{i}].operator"),
+                            format!(
+                                "{other:?} is none of In, NotIn, Exists, DoesNotExist: only the waypoint's own \
+                                 namespace may use it"
+                            ),
+                        );
+                        return AllowedRoutes::Same;
+                    }
+                });
             }
-            AllowedRoutes::Selector((*interner.labels(selector.and_then(|s| s.match_labels.as_ref()))).clone())
+            AllowedRoutes::Selector(requirements.into())
         }
     }
 }

@@ -9,6 +9,7 @@ use culvert_api::{Kind, ObjectRef};
 use super::facts::{TrafficDistribution, WaypointLabel, WaypointWords};
 use super::intern::Interner;
 use super::{Finding, Findings};
+use crate::waypoint::{Canary, CanaryProblem};
 use crate::workload::{Created, NamespacedName};
 
 pub(crate) fn reference(kind: Kind, meta: &ObjectMeta, interner: &mut Interner) -> ObjectRef {
@@ -57,31 +58,60 @@ fn waypoint_label(
     findings: &mut Findings<'_>,
 ) -> WaypointLabel {
     let gateway_namespace = label(meta, label::USE_WAYPOINT_NAMESPACE);
-    if label(meta, label::USE_WAYPOINT_CANARY).is_some() {
-        findings.warning(
-            format!("metadata.labels[{}]", label::USE_WAYPOINT_CANARY),
-            "canary waypoints are not supported: every connection goes to the one that istio.io/use-waypoint names",
-        );
-    }
     match label(meta, label::USE_WAYPOINT) {
         None | Some("") => {
-            if gateway_namespace.is_some() {
-                findings.warning(
-                    format!("metadata.labels[{}]", label::USE_WAYPOINT_NAMESPACE),
-                    "has no effect without the label istio.io/use-waypoint",
-                );
+            for key in [label::USE_WAYPOINT_NAMESPACE, label::USE_WAYPOINT_CANARY] {
+                if label(meta, key).is_some() {
+                    let message = "has no effect without the label istio.io/use-waypoint";
+                    findings.warning(format!("metadata.labels[{key}]"), message);
+                }
             }
             WaypointLabel::Unset
         }
         Some("none") => WaypointLabel::None,
         Some(name) => {
-            let namespace = match gateway_namespace {
-                None | Some("") => namespace.clone(),
-                Some(other) => interner.string(other),
-            };
-            WaypointLabel::Gateway(NamespacedName { namespace, name: interner.string(name) })
+            let primary = gateway(name, gateway_namespace, namespace, interner);
+            let canary = canary(meta, namespace, &primary, interner, findings);
+            WaypointLabel::Gateway(primary, canary.map(Arc::new))
         }
     }
+}
+
+/// The Gateway `name`, in the namespace that a label names, or else in `own`.
+fn gateway(name: &str, labelled: Option<&str>, own: &Arc<str>, interner: &mut Interner) -> NamespacedName {
+    let namespace = match labelled {
+        None | Some("") => own.clone(),
+        Some(other) => interner.string(other),
+    };
+    NamespacedName { namespace, name: interner.string(name) }
+}
+
+/// The waypoint that is to take a share of what `primary` takes.
+fn canary(
+    meta: &ObjectMeta,
+    namespace: &Arc<str>,
+    primary: &NamespacedName,
+    interner: &mut Interner,
+    findings: &mut Findings<'_>,
+) -> Option<Canary> {
+    let field = || format!("metadata.labels[{}]", label::USE_WAYPOINT_CANARY);
+    let name = label(meta, label::USE_WAYPOINT_CANARY).filter(|name| !name.is_empty())?;
+    if matches!(findings.object.kind, Kind::Pod | Kind::WorkloadEntry) {
+        // A share is of the connections to a service.
+        findings.warning(field(), "has no effect here: label the Service, the ServiceEntry or the namespace");
+        return None;
+    }
+    let gateway = gateway(name, label(meta, label::USE_WAYPOINT_CANARY_NAMESPACE), namespace, interner);
+    let share = match annotation(meta, annotation::CANARY_WEIGHT).map(str::parse::<u8>) {
+        _ if gateway == *primary => Err(CanaryProblem::SameAsPrimary(gateway.clone())),
+        None => Ok(0),
+        Some(Ok(share @ 0..=100)) => Ok(share),
+        Some(_) => Err(CanaryProblem::InvalidWeight(gateway.clone())),
+    };
+    if let Err(problem) = &share {
+        findings.error(field(), problem.to_string());
+    }
+    Some(Canary { gateway, share })
 }
 
 /// Which endpoints an annotation prefers.

@@ -213,7 +213,7 @@ fn check(
 ) -> Result<(), NotServed> {
     let gateway = &waypoint.gateway;
     match binding {
-        Some(binding) if binding.gateway == *gateway => {}
+        Some(binding) if binding.gateways().any(|bound| bound == gateway) => {}
         other => {
             let other = other.map(|binding| binding.gateway.clone());
             return Err(NotServed::NotBound { what: what(), gateway: gateway.clone(), other });

@@ -1,18 +1,16 @@
-//! The status of AuthorizationPolicy and PeerAuthentication.
+//! The status of AuthorizationPolicy, RequestAuthentication and PeerAuthentication.
 
-use culvert_api::meta::PolicyTargetReference;
-use culvert_api::names::WAYPOINT_GATEWAY_CLASS;
-use culvert_api::security::{AuthorizationPolicy, PeerAuthentication};
+use culvert_api::security::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
 use culvert_api::{ObjectError, UnknownField};
+use culvert_core::policy::{NotBound, PolicyTarget, Scope};
 use culvert_core::service::{Service, ServiceKey};
 use culvert_core::translate::{self, Finding, Severity};
-use culvert_core::workload::NamespacedName;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::DynamicObject;
 use serde_json::{Value, json};
 
 use super::View;
-use super::condition::{Condition, is_same};
+use super::condition::{Condition, rendered};
 
 /// Whether nodes enforce it.
 const NODES: &str = "ZtunnelAccepted";
@@ -49,19 +47,40 @@ pub(super) fn authorization(
 ) -> Value {
     let mut findings = Vec::new();
     let translated = translate::authorization_policy(policy, &view.options.root_namespace, &mut findings);
-    let enforced = translated.is_some_and(|policy| policy.is_for_nodes());
-    let targets: Vec<_> = policy.spec.target_ref.iter().chain(&policy.spec.target_refs).collect();
+    let targets = match translated.as_ref().map(|policy| &policy.scope) {
+        Some(Scope::Targets(targets)) => &**targets,
+        _ => &[],
+    };
+    let enforced = translated.as_ref().is_some_and(|policy| policy.is_for_nodes());
+    let is_targeted = policy.spec.target_ref.is_some() || !policy.spec.target_refs.is_empty();
     let mut conditions = Vec::new();
-    if targets.is_empty() || enforced {
+    if !is_targeted || enforced {
         conditions.push(of_nodes(enforced, &findings, unknown));
     }
-    if !targets.is_empty() {
+    if is_targeted {
         let namespace = policy.metadata.namespace.as_deref().unwrap_or_default();
-        conditions.push(of_waypoints(&targets, namespace, view));
-        // It is said by the condition of the waypoints.
-        findings.retain(|finding| finding.severity == Severity::Error);
+        conditions.push(of_waypoints(targets, &findings, namespace, view));
     }
     status(object, conditions, validation_messages(&findings, unknown), now)
+}
+
+/// The status of a RequestAuthentication, which only waypoints enforce.
+pub(super) fn request_authentication(
+    object: &DynamicObject,
+    policy: &RequestAuthentication,
+    unknown: &[UnknownField],
+    view: &View<'_>,
+    now: Timestamp,
+) -> Value {
+    let mut findings = Vec::new();
+    let translated = translate::request_authentication(policy, &view.options.root_namespace, &mut findings);
+    let condition = if policy.spec.target_ref.is_none() && policy.spec.target_refs.is_empty() {
+        of_nodes(false, &findings, unknown)
+    } else {
+        let targets = translated.as_ref().map(|translated| &*translated.targets).unwrap_or_default();
+        of_waypoints(targets, &findings, policy.metadata.namespace.as_deref().unwrap_or_default(), view)
+    };
+    status(object, vec![condition], validation_messages(&findings, unknown), now)
 }
 
 /// The status of a PeerAuthentication.
@@ -93,45 +112,26 @@ fn tell_unknown(field: &UnknownField) -> String {
     format!("{}: nothing reads this field: check its spelling", field.path)
 }
 
-/// What becomes of the targets: all must be bound for the policy to be in force as a whole.
-fn of_waypoints(targets: &[&PolicyTargetReference], namespace: &str, view: &View<'_>) -> Condition {
-    let verdicts: Vec<_> = targets.iter().map(|target| bind(target, namespace, view)).collect();
-    let bound: Vec<&str> = verdicts.iter().filter_map(|verdict| verdict.as_deref().ok()).collect();
-    let unbound: Vec<&(&'static str, String)> = verdicts.iter().filter_map(|verdict| verdict.as_ref().err()).collect();
+/// What becomes of the targets: all must be bound for the policy to be in force as a whole. `findings` say which could
+/// not be read.
+fn of_waypoints(targets: &[PolicyTarget], findings: &[Finding], namespace: &str, view: &View<'_>) -> Condition {
+    let namespace = namespace.into();
+    let (mut bound, mut unbound) = (Vec::new(), Vec::new());
+    for target in targets {
+        match view.snapshot.binding(&namespace, target) {
+            Ok(Some(waypoint)) => bound.push(format!("waypoint {waypoint}")),
+            Ok(None) => bound.push("every waypoint".to_owned()),
+            Err(problem @ NotBound::NoTarget(_)) => unbound.push((NOT_FOUND, problem.to_string())),
+            Err(problem) => unbound.push((NOT_BOUND, problem.to_string())),
+        }
+    }
+    let unread = findings.iter().filter(|finding| finding.field.starts_with("spec.targetRef"));
+    unbound.extend(unread.map(|finding| (INVALID, format!("{}: {}", finding.field, finding.message))));
     let told = || unbound.iter().map(|(_, message)| message.as_str()).collect::<Vec<_>>().join("; ");
-    let (holds, reason, message) = match unbound.first() {
-        None => (true, ACCEPTED, format!("for {} to enforce; nodes do not", bound.join(", "))),
-        Some((reason, _)) if bound.is_empty() => (false, *reason, told()),
-        Some(_) => (true, PARTLY, told()),
-    };
-    Condition { kind: WAYPOINTS, holds, reason, message }
-}
-
-/// The waypoint that enforces a policy on `target`, as people are told; or why there is none.
-fn bind(target: &PolicyTargetReference, namespace: &str, view: &View<'_>) -> Result<String, (&'static str, String)> {
-    let PolicyTargetReference { group, kind, name, .. } = target;
-    let missing = || (NOT_FOUND, format!("{kind} {namespace}/{name}, a target, is not there"));
-    match (group.as_str(), kind.as_str()) {
-        ("" | "core", "Service") => waypoint(view, service(view, namespace, name).ok_or_else(missing)?),
-        ("networking.istio.io", "ServiceEntry") => {
-            // It may be of several hosts; they have their waypoint by the same label.
-            let of_entry = |service: &&std::sync::Arc<Service>| {
-                !service.canonical && *service.key.namespace == *namespace && *service.name == *name
-            };
-            waypoint(view, view.snapshot.services().find(of_entry).ok_or_else(missing)?)
-        }
-        ("gateway.networking.k8s.io", "Gateway") => {
-            let gateway = NamespacedName::new(namespace, name.as_str());
-            view.snapshot.waypoint(&gateway).map(|waypoint| tell(&waypoint.gateway)).ok_or_else(missing)
-        }
-        ("gateway.networking.k8s.io", "GatewayClass") if name == WAYPOINT_GATEWAY_CLASS => {
-            if *namespace == *view.options.root_namespace {
-                return Ok("every waypoint".to_owned());
-            }
-            let root = &view.options.root_namespace;
-            Err((INVALID, format!("a policy for GatewayClass {name} has to be in the root namespace, {root}")))
-        }
-        _ => Err((INVALID, format!("{kind} {name:?} of group {group:?} cannot be a target"))),
+    match unbound.first() {
+        None => Condition::holds(WAYPOINTS, ACCEPTED, format!("for {} to enforce; nodes do not", bound.join(", "))),
+        Some((reason, _)) if bound.is_empty() => Condition::fails(WAYPOINTS, reason, told()),
+        Some(_) => Condition::holds(WAYPOINTS, PARTLY, told()),
     }
 }
 
@@ -142,48 +142,17 @@ pub(super) fn service<'a>(view: &'a View<'_>, namespace: &str, name: &str) -> Op
     view.snapshot.service(&key).map(|service| &**service)
 }
 
-/// The waypoint of `service`, as people are told; or why there is none.
-pub(super) fn waypoint(view: &View<'_>, service: &Service) -> Result<String, (&'static str, String)> {
-    let key = &service.key;
-    let unbound = |message: String| Err((NOT_BOUND, message));
-    let Some(binding) = &service.waypoint else {
-        return unbound(format!(
-            "{} in {} has no waypoint: label it, or its namespace, with istio.io/use-waypoint",
-            key.hostname, key.namespace
-        ));
-    };
-    let gateway = &binding.gateway;
-    match view.snapshot.waypoint(gateway) {
-        None => unbound(format!(
-            "the waypoint {} of {} in {} is not there: create it, for instance by istioctl waypoint apply",
-            tell(gateway),
-            key.hostname,
-            key.namespace
-        )),
-        Some(waypoint) if !view.snapshot.may_bind(waypoint, &key.namespace) => unbound(format!(
-            "the waypoint {} does not allow namespace {} to use it: see its allowedRoutes",
-            tell(gateway),
-            key.namespace
-        )),
-        Some(_) => Ok(tell(gateway)),
-    }
-}
-
-fn tell(gateway: &NamespacedName) -> String {
-    format!("waypoint {}/{}", gateway.namespace, gateway.name)
-}
-
 /// The whole status: these conditions in the place of those before, and those of others as they are.
 fn status(object: &DynamicObject, conditions: Vec<Condition>, messages: Vec<Value>, now: Timestamp) -> Value {
-    let known = object.data["status"]["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let others = known.iter().filter(|known| !OURS.iter().any(|kind| known["type"] == *kind)).cloned();
-    let rendered = conditions.iter().map(|condition| {
-        let before = known.iter().find(|known| known["type"] == condition.kind);
-        let new = condition.render(object, before, now);
-        // As it stands, when it says the same: nothing is written then.
-        before.filter(|before| is_same(before, &new)).cloned().unwrap_or(new)
-    });
-    let conditions: Vec<Value> = others.chain(rendered).collect();
+    let known = &object.data["status"];
+    let others = known["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let is_stale = |known: &&Value| {
+        OURS.iter().any(|kind| known["type"] == *kind && !conditions.iter().any(|condition| condition.kind == *kind))
+    };
+    let stale: Vec<_> = others.iter().filter(is_stale).cloned().collect();
+    let mut conditions = rendered(object, known, conditions, now);
+    // Said when the policy was another: it is not said any more.
+    conditions.retain(|condition| !stale.contains(condition));
     let generation = object.metadata.generation.unwrap_or_default();
     let known = &object.data["status"]["observedGeneration"];
     // Istio writes a string.

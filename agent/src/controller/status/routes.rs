@@ -1,55 +1,86 @@
-//! The status of HTTPRoute and GRPCRoute that have a service as parent.
-//!
-//! Nodes do not read routes: a waypoint applies them, and whoever runs it says so. What is said here is only where a
-//! route cannot have an effect: its parent is not there, or bound to no waypoint.
+//! The status of the routes of Gateway API that have a Service or ServiceEntry as parent: what waypoints make of them
+//! ([`Snapshot::route_statuses`](culvert_core::mesh::Snapshot::route_statuses)), and whether there is one that would.
 
+use culvert_api::Kind;
+use culvert_core::policy::PolicyTarget;
+use culvert_core::route::gateway_api::{self, ParentRef, ParentStatus};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::DynamicObject;
 use serde_json::{Value, json};
 
-use super::condition::{Condition, is_same};
-use super::{Key, View, policies};
+use super::condition::{Condition, rendered};
+use super::{Key, View};
+use crate::controller::waypoints::CONTROLLER;
 
-/// By which the entries of this controller are known (Gateway API `controllerName`).
-const CONTROLLER: &str = "culvert.dev/mesh-controller";
-/// The most parents of a route, by the Gateway API.
-const MAX_PARENTS: usize = 32;
+/// By which entries were known before they had Istio's name.
+const FORMERLY: &str = "culvert.dev/mesh-controller";
+/// Whether a waypoint applies the route, as Istio says it.
+const WAYPOINTS: &str = "ResolvedWaypoints";
 
 /// The whole status: the entries of this controller in the place of those before, and those of others as they are.
 /// None for a route about which there is nothing to say, now or before.
 pub(super) fn status(key: &Key, object: &DynamicObject, view: &View<'_>, now: Timestamp) -> Option<Value> {
     let known = object.data["status"]["parents"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let is_ours = |entry: &&Value| entry["controllerName"] == CONTROLLER;
-    let parents = object.data["spec"]["parentRefs"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let mut ours = Vec::new();
-    for parent in parents.iter().take(MAX_PARENTS) {
-        let Some(message) = objection(&key.namespace, parent, view) else { continue };
-        let condition = Condition { kind: "Accepted", holds: false, reason: message.0, message: message.1 };
-        let before = known.iter().filter(is_ours).find(|entry| entry["parentRef"] == *parent);
-        let before = before.map(|entry| &entry["conditions"][0]);
-        let new = condition.render(object, before, now);
-        let condition = before.filter(|before| is_same(before, &new)).cloned().unwrap_or(new);
-        ours.push(json!({"parentRef": parent, "controllerName": CONTROLLER, "conditions": [condition]}));
-    }
-    if ours.is_empty() && !known.iter().any(|entry| is_ours(&entry)) {
+    let is_ours = |entry: &Value| entry["controllerName"] == CONTROLLER || entry["controllerName"] == FORMERLY;
+    let reference = key.reference();
+    let parents = view.routes.get(&reference).copied().unwrap_or_default();
+    let ours = parents.iter().map(|parent| {
+        let written = render(&parent.parent);
+        let is_same = |entry: &&Value| entry["controllerName"] == CONTROLLER && entry["parentRef"] == written;
+        let before = known.iter().find(is_same).unwrap_or(&Value::Null);
+        let conditions = rendered(object, before, conditions(key, parent, view), now);
+        json!({"parentRef": written, "controllerName": CONTROLLER, "conditions": conditions})
+    });
+    if parents.is_empty() && !known.iter().any(is_ours) {
         return None;
     }
-    let parents: Vec<Value> = known.iter().filter(|entry| !is_ours(entry)).cloned().chain(ours).collect();
-    Some(json!({"parents": parents}))
+    // A parent that a route does not name any more is not spoken of; Gateways are not this controller's parents here.
+    let is_service = |entry: &Value| matches!(entry["parentRef"]["kind"].as_str(), Some("Service" | "ServiceEntry"));
+    let others = known.iter().filter(|entry| !(is_ours(entry) && is_service(entry))).cloned();
+    let parents: Vec<Value> = others.chain(ours).collect();
+    Some(json!({ "parents": parents }))
 }
 
-/// Why a route has no effect on `parent`; none where it has, or where that is for others to say.
-fn objection(namespace: &str, parent: &Value, view: &View<'_>) -> Option<(&'static str, String)> {
-    let text = |field: &str| parent[field].as_str();
-    let kind = (text("group").unwrap_or("gateway.networking.k8s.io"), text("kind").unwrap_or("Gateway"));
-    if !matches!(kind, ("" | "core", "Service")) {
-        return None;
-    }
-    let (namespace, name) = (text("namespace").unwrap_or(namespace), text("name").unwrap_or_default());
-    let Some(service) = policies::service(view, namespace, name) else {
-        return Some(("NoMatchingParent", format!("Service {namespace}/{name} is not there")));
+fn conditions(key: &Key, parent: &ParentStatus, view: &View<'_>) -> Vec<Condition> {
+    let say = |kind, condition: &gateway_api::Condition, fine: &str| Condition {
+        kind,
+        holds: condition.status,
+        reason: condition.reason,
+        message: if condition.message.is_empty() { fine.to_owned() } else { condition.message.clone() },
     };
-    policies::waypoint(view, service).err().map(|(_, message)| {
-        ("NoMatchingParent", format!("the route has no effect: {message}; nodes do not apply routes, waypoints do"))
-    })
+    let mut conditions = vec![
+        say("Accepted", &parent.accepted, "the route is understood"),
+        say("ResolvedRefs", &parent.resolved_refs, "everything that it names is there"),
+    ];
+    if parent.accepted.status {
+        let name = parent.parent.name.as_str().into();
+        let target = match Kind::ServiceEntry.as_str() == parent.parent.kind {
+            true => PolicyTarget::ServiceEntry(name),
+            false => PolicyTarget::Service(name),
+        };
+        conditions.push(match view.snapshot.binding(&key.namespace.as_str().into(), &target) {
+            Ok(_) => Condition::holds(WAYPOINTS, WAYPOINTS, "a waypoint applies the route"),
+            Err(problem) => Condition::fails(
+                WAYPOINTS,
+                "MissingUseWaypointLabel",
+                format!("the route has no effect: {problem}; nodes do not apply routes, waypoints do"),
+            ),
+        });
+    }
+    conditions
+}
+
+/// As routes name parents.
+fn render(parent: &ParentRef) -> Value {
+    let mut written = json!({"group": parent.group, "kind": parent.kind, "name": parent.name});
+    if let Some(namespace) = &parent.namespace {
+        written["namespace"] = namespace.as_str().into();
+    }
+    if let Some(section) = &parent.section_name {
+        written["sectionName"] = section.as_str().into();
+    }
+    if let Some(port) = parent.port {
+        written["port"] = port.into();
+    }
+    written
 }

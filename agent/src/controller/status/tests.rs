@@ -1,5 +1,6 @@
 //! What is proven of statuses: what they say, and when they are written.
 
+use culvert_api::Kind;
 use serde_json::{Value, json};
 
 use super::*;
@@ -21,7 +22,7 @@ fn started() -> Statuses {
     let mut statuses = Statuses::default();
     statuses.follow_options(Arc::new(MeshOptions::default()));
     for watched in Watched::ALL {
-        statuses.take(Seen::Listing(watched));
+        statuses.take(Seen::Listing(watched, None));
         statuses.take(Seen::Listed(watched));
     }
     assert!(statuses.due().is_empty());
@@ -29,13 +30,14 @@ fn started() -> Statuses {
 }
 
 fn apply(statuses: &mut Statuses, watched: Watched, object: DynamicObject) {
-    let version = format!("{}/v1", watched.resource("security.istio.io/v1").group);
+    let version = format!("{}/v1", watched.resource().group);
     statuses.take(Seen::Applied(watched, version, Box::new(object)));
 }
 
-/// The one status that is due.
+/// The one status that is due, beside those of Services.
 fn one(statuses: &mut Statuses) -> Value {
-    let due = statuses.due();
+    let mut due = statuses.due();
+    due.retain(|(key, _)| key.watched != Watched::SERVICE);
     assert_eq!(due.len(), 1, "{due:?}");
     due.into_iter().next().unwrap().1
 }
@@ -48,7 +50,9 @@ fn says(patch: &Value, kind: &str, status: &str, reason: &str) -> String {
     found["message"].as_str().unwrap().to_owned()
 }
 
-const POLICY: Watched = Watched::AuthorizationPolicy;
+const POLICY: Watched = Watched::AUTHORIZATION_POLICY;
+const GATEWAY: Watched = Watched::of(Kind::Gateway);
+const HTTP_ROUTE: Watched = Watched::of(Kind::HTTPRoute);
 
 #[test]
 fn a_policy_that_is_enforced_as_it_is_written_is_accepted_once() {
@@ -116,7 +120,7 @@ fn service(statuses: &mut Statuses, labels: Value) {
         "metadata": {"name": "cart", "namespace": "shop", "labels": labels},
         "spec": {"clusterIP": "10.96.0.9", "ports": [{"port": 80}]},
     });
-    statuses.take(Seen::Applied(Watched::Service, "v1".to_owned(), Box::new(object(service))));
+    statuses.take(Seen::Applied(Watched::SERVICE, "v1".to_owned(), Box::new(object(service))));
 }
 
 fn waypoint(statuses: &mut Statuses) {
@@ -128,7 +132,7 @@ fn waypoint(statuses: &mut Statuses) {
         },
     });
     let version = "gateway.networking.k8s.io/v1".to_owned();
-    statuses.take(Seen::Applied(Watched::Gateway, version, Box::new(object(gateway))));
+    statuses.take(Seen::Applied(GATEWAY, version, Box::new(object(gateway))));
 }
 
 #[test]
@@ -155,40 +159,107 @@ fn a_policy_for_a_waypoint_follows_its_target() {
 }
 
 #[test]
-fn a_route_is_told_where_it_has_no_effect_and_nothing_else() {
+fn a_route_is_told_what_its_parents_make_of_it_and_whether_a_waypoint_applies_it() {
     let mut statuses = started();
     let others = json!({"parentRef": {"name": "edge"}, "controllerName": "example.com/other", "conditions": []});
+    // What an earlier version said, and Istio of a Gateway of its own.
+    let former = json!({"parentRef": {"group": "", "kind": "Service", "name": "old"}, "controllerName": "culvert.dev/mesh-controller"});
+    let istios =
+        json!({"parentRef": {"kind": "Gateway", "name": "edge"}, "controllerName": "istio.io/mesh-controller"});
     let parent = json!({"group": "", "kind": "Service", "name": "cart", "port": 80});
     let route = |status: Value| {
         object(json!({
             "metadata": {"name": "r", "namespace": "shop", "generation": 3, "resourceVersion": "7"},
-            "spec": {"parentRefs": [{"name": "edge"}, parent.clone()]},
+            "spec": {
+                "parentRefs": [{"name": "edge"}, parent.clone()],
+                "rules": [{"backendRefs": [{"name": "nobody", "port": 80}]}],
+            },
             "status": status,
         }))
     };
     let take = |statuses: &mut Statuses, status: Value| {
         let version = "gateway.networking.k8s.io/v1".to_owned();
-        statuses.take(Seen::Applied(Watched::HttpRoute, version, Box::new(route(status))));
+        statuses.take(Seen::Applied(HTTP_ROUTE, version, Box::new(route(status))));
     };
-    take(&mut statuses, json!({"parents": [others]}));
+    let condition = |patch: &Value, kind: &str| -> Value {
+        let parents = patch["status"]["parents"].as_array().unwrap();
+        assert_eq!(parents[..2], [others.clone(), istios.clone()], "those of others stay");
+        assert_eq!(parents.len(), 3, "and former ones go");
+        assert_eq!(parents[2]["controllerName"], "istio.io/mesh-controller");
+        assert_eq!(parents[2]["parentRef"], parent);
+        let conditions = parents[2]["conditions"].as_array().unwrap();
+        conditions.iter().find(|condition| condition["type"] == kind).cloned().unwrap_or_default()
+    };
+    take(&mut statuses, json!({"parents": [others, former, istios]}));
     let patch = one(&mut statuses);
-    let parents = patch["status"]["parents"].as_array().unwrap();
-    assert_eq!(parents[0], others);
-    assert_eq!(
-        (&parents[1]["parentRef"], &parents[1]["controllerName"]),
-        (&parent, &json!("culvert.dev/mesh-controller"))
-    );
-    assert_eq!(parents[1]["conditions"][0]["reason"], "NoMatchingParent");
+    let accepted = condition(&patch, "Accepted");
+    assert_eq!((&accepted["status"], &accepted["reason"]), (&json!("False"), &json!("NoMatchingParent")));
     take(&mut statuses, patch["status"].clone());
     assert!(statuses.due().is_empty());
 
     service(&mut statuses, json!({"istio.io/use-waypoint": "wp"}));
     let patch = one(&mut statuses);
-    let message = patch["status"]["parents"][1]["conditions"][0]["message"].as_str().unwrap();
-    assert!(message.contains("waypoint shop/wp"), "{message}");
+    assert_eq!(condition(&patch, "Accepted")["status"], "True");
+    assert_eq!(condition(&patch, "ResolvedRefs")["reason"], "BackendNotFound");
+    let waypoints = condition(&patch, "ResolvedWaypoints");
+    assert_eq!(waypoints["status"], "False");
+    assert!(waypoints["message"].as_str().unwrap().contains("waypoint shop/wp"), "{waypoints}");
     take(&mut statuses, patch["status"].clone());
     waypoint(&mut statuses);
-    assert_eq!(one(&mut statuses)["status"]["parents"], json!([others]), "the rest is for the waypoint's controller");
+    assert_eq!(condition(&one(&mut statuses), "ResolvedWaypoints")["status"], "True");
+}
+
+#[test]
+fn a_service_is_told_which_waypoint_it_is_bound_to_and_nothing_where_it_is_to_have_none() {
+    let mut statuses = started();
+    let bound = |statuses: &mut Statuses| -> Option<Value> {
+        let due = statuses.due();
+        let (_, patch) = due.into_iter().find(|(key, _)| key.watched == Watched::SERVICE)?;
+        Some(patch["status"]["conditions"].clone())
+    };
+    service(&mut statuses, json!({}));
+    assert_eq!(bound(&mut statuses), None);
+    service(&mut statuses, json!({"istio.io/use-waypoint": "wp"}));
+    let missing = bound(&mut statuses).unwrap();
+    assert_eq!(missing[0]["type"], "istio.io/WaypointBound");
+    assert_eq!((&missing[0]["status"], &missing[0]["reason"]), (&json!("False"), &json!("WaypointIsNotReady")));
+    waypoint(&mut statuses);
+    let found = bound(&mut statuses).unwrap();
+    assert_eq!((&found[0]["status"], &found[0]["reason"]), (&json!("True"), &json!("WaypointAccepted")));
+    service(&mut statuses, json!({"istio.io/use-waypoint": "wp", "istio.io/use-waypoint-canary": "wp"}));
+    assert_eq!(bound(&mut statuses).unwrap()[0]["reason"], "CanarySameAsPrimary");
+
+    // The label goes, and with it what was said; what others say stays.
+    let conditions = json!([{"type": "Other", "status": "True"}, found[0]]);
+    let service = json!({
+        "metadata": {"name": "cart", "namespace": "shop"},
+        "spec": {"clusterIP": "10.96.0.9", "ports": [{"port": 80}]},
+        "status": {"conditions": conditions},
+    });
+    statuses.take(Seen::Applied(Watched::SERVICE, "v1".to_owned(), Box::new(object(service))));
+    assert_eq!(bound(&mut statuses).unwrap(), json!([{"type": "Other", "status": "True"}]));
+}
+
+#[test]
+fn rules_for_tokens_are_accepted_by_the_waypoint_of_their_target_and_by_no_node() {
+    let mut statuses = started();
+    let watched = Watched::REQUEST_AUTHENTICATION;
+    apply(&mut statuses, watched, policy("a", json!({"jwtRules": [{"issuer": "https://a.example"}]}), Value::Null));
+    let message = says(&one(&mut statuses), "ZtunnelAccepted", "False", "UnsupportedValue");
+    assert!(message.contains("nodes do not read tokens"), "{message}");
+    let spec = json!({"targetRefs": [{"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "wp"}],
+                      "jwtRules": [{"issuer": "https://a.example"}]});
+    apply(&mut statuses, watched, policy("a", spec.clone(), one_of("ZtunnelAccepted")));
+    let patch = one(&mut statuses);
+    says(&patch, "WaypointAccepted", "False", "TargetNotFound");
+    assert_eq!(patch["status"]["conditions"].as_array().unwrap().len(), 1, "nodes have no say in it any more");
+    waypoint(&mut statuses);
+    says(&one(&mut statuses), "WaypointAccepted", "True", "Accepted");
+}
+
+/// A status with one condition.
+fn one_of(kind: &str) -> Value {
+    json!({"conditions": [{"type": kind, "status": "False", "reason": "UnsupportedValue", "message": "x"}]})
 }
 
 #[test]
@@ -200,10 +271,10 @@ fn what_a_later_list_does_not_show_is_forgotten() {
         policy("a", json!({"targetRefs": [{"kind": "Service", "name": "cart"}], "rules": [{}]}), Value::Null);
     apply(&mut statuses, POLICY, targeted);
     says(&one(&mut statuses), "WaypointAccepted", "True", "Accepted");
-    statuses.take(Seen::Listing(Watched::Service));
-    statuses.take(Seen::Listed(Watched::Service));
+    statuses.take(Seen::Listing(Watched::SERVICE, None));
+    statuses.take(Seen::Listed(Watched::SERVICE));
     says(&one(&mut statuses), "WaypointAccepted", "False", "TargetNotFound");
-    statuses.take(Seen::Listing(POLICY));
+    statuses.take(Seen::Listing(POLICY, None));
     statuses.take(Seen::Listed(POLICY));
     assert!(statuses.subjects.keys().all(|key| key.watched != POLICY));
 }

@@ -4,10 +4,8 @@ use kube::Api;
 use kube::api::{DynamicObject, Patch, PatchParams};
 use serde_json::{Value, json};
 
-use super::Key;
-
 /// The patch that makes the status of `object` what is `wanted`; none when it says that already.
-pub(super) fn merge(object: &DynamicObject, wanted: Value) -> Option<Value> {
+pub(in crate::controller) fn merge(object: &DynamicObject, wanted: Value) -> Option<Value> {
     let known = &object.data["status"];
     let Value::Object(fields) = &wanted else { return None };
     let differs = |(field, wanted): (&String, &Value)| {
@@ -22,15 +20,18 @@ pub(super) fn merge(object: &DynamicObject, wanted: Value) -> Option<Value> {
     Some(json!({"metadata": {"resourceVersion": version}, "status": wanted}))
 }
 
-/// Writes it.
-pub(super) async fn patch(client: &kube::Client, key: &Key, patch: &Value) -> Result<(), String> {
-    let resource = key.watched.resource(&key.version);
-    let api = Api::<DynamicObject>::namespaced_with(client.clone(), &key.namespace, &resource);
+/// Writes it; `resource` is what people call it by.
+pub(in crate::controller) async fn patch(
+    api: &Api<DynamicObject>,
+    name: &str,
+    patch: &Value,
+    resource: &str,
+) -> Result<(), String> {
     let params = PatchParams { field_manager: Some(super::super::FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-    match api.patch_status(&key.name, &params, &Patch::Merge(patch)).await {
+    match api.patch_status(name, &params, &Patch::Merge(patch)).await {
         Ok(_) => Ok(()),
         // It has changed, and its newer state comes by the watch; or it is gone.
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
-        Err(error) => Err(super::super::explain(&error, "patch", &format!("{}/status", key.watched.plural()))),
+        Err(error) => Err(super::super::explain(&error, "patch", resource)),
     }
 }
