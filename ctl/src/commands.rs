@@ -13,6 +13,7 @@ mod services;
 mod simulate;
 mod uninstall;
 mod version;
+mod waypoint;
 mod workloads;
 
 use std::process::ExitCode;
@@ -55,6 +56,9 @@ pub(crate) enum Command {
     Upgrade(install::Upgrade),
     /// Take every pod out of the mesh, and Culvert out of the cluster.
     Uninstall(uninstall::Uninstall),
+    /// Make, list and delete waypoints.
+    #[command(visible_alias = "waypoints")]
+    Waypoint(waypoint::Waypoint),
     /// Print the version.
     Version,
     /// Print a completion script for a shell.
@@ -92,6 +96,7 @@ impl Command {
             Self::Install(command) => command.run(),
             Self::Upgrade(command) => command.run(),
             Self::Uninstall(command) => command.run(),
+            Self::Waypoint(command) => command.run(options),
             Self::Version => version::run(options),
             Self::Completions(command) => command.run(),
         }

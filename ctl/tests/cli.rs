@@ -236,3 +236,35 @@ fn help_is_no_error() {
     assert_eq!(ctl("").status, 1);
     assert_eq!(ctl("nonsense").status, 1);
 }
+
+#[test]
+fn a_waypoint_is_generated_without_a_cluster() {
+    let said = ctl("waypoint generate -n shop --name web --for workload");
+    assert_eq!(said.status, 0, "{}", said.err);
+    insta::assert_snapshot!(said.out, @r"
+    apiVersion: gateway.networking.k8s.io/v1
+    kind: Gateway
+    metadata:
+      labels:
+        istio.io/waypoint-for: workload
+      name: web
+      namespace: shop
+    spec:
+      gatewayClassName: istio-waypoint
+      listeners:
+      - name: mesh
+        port: 15008
+        protocol: HBONE
+    ");
+    let json = ctl("waypoint apply --dry-run -n shop -o json").out;
+    assert!(json.contains("\"name\": \"waypoint\""), "{json}");
+    for (bad, word) in [
+        ("waypoint generate --name none", "use-waypoint: none"),
+        ("waypoint generate --for some", "service, workload, all, none"),
+        ("waypoint delete", "--all"),
+        ("waypoint delete a --all", "--all"),
+    ] {
+        let said = ctl(bad);
+        assert!(said.status == 1 && said.err.contains(word), "{bad}: {}", said.err);
+    }
+}

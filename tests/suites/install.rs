@@ -15,6 +15,8 @@ mod life;
 mod permissions;
 #[path = "install/rendering.rs"]
 mod rendering;
+#[path = "install/waypoint.rs"]
+mod waypoint;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -5,10 +5,12 @@
 //! name, that denies the call, or else the first. Where a waypoint may send a request to several destinations, each is
 //! followed.
 
+mod asked;
 mod direct;
 pub mod l7;
 mod names;
 pub mod requests;
+mod waypoint;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -20,6 +22,7 @@ use serde::Serialize;
 pub use l7::{HttpRequest, Route};
 pub use names::InputError;
 
+use self::waypoint::Through;
 use crate::address::OriginalDst;
 use crate::bypass;
 use crate::hbone::Authority;
@@ -27,7 +30,6 @@ use crate::identity::Identity;
 use crate::mesh::Snapshot;
 use crate::policy::{self, Call, Decision, DryRun};
 use crate::route::outbound::{Hop, Outbound, Upstream, outbound};
-use crate::service::Resolution;
 use crate::workload::{Protocol, Workload};
 
 /// How often the choice among endpoints is repeated, so that each of a service's few is seen.
@@ -234,9 +236,11 @@ struct Arrival {
 /// What a waypoint does with a request.
 #[derive(Clone)]
 struct AtWaypoint {
-    route: Box<Route>,
-    /// Why it goes no further.
-    refused: Option<String>,
+    /// `None` where it is denied, or for no service.
+    route: Option<Box<Route>>,
+    checks: Vec<Check>,
+    /// Why it has nowhere to go.
+    unroutable: Option<String>,
 }
 
 /// Where a call may arrive, or why it does not.
@@ -270,7 +274,7 @@ fn follow(
     decided: Outbound,
     http: Option<&HttpRequest>,
 ) -> Result<Arrivals, InputError> {
-    let mut path = vec![node(source)];
+    let path = vec![node(source)];
     Ok(match decided.upstream {
         Upstream::Hbone { peer, authority, through: Hop::Workload, .. } => {
             let destination = match authority {
@@ -293,48 +297,18 @@ fn follow(
                 Authority::Ip(address) => address,
                 Authority::Host(_, port) => SocketAddr::new(peer.ip(), port),
             };
-            let service = decided.service.filter(|service| service.waypoint.is_some());
-            let known = snapshot.workload_by_address(dialled.ip());
-            let bound = service.as_ref().and_then(|service| service.waypoint.as_ref());
-            let binding = bound.or_else(|| known.and_then(|workload| workload.waypoint.as_ref()));
-            path.extend(binding.map(|binding| format!("waypoint/{}", binding.gateway)));
-            // From here on the waypoint calls, under its own name and address, on behalf of its client.
-            let arrive = |end: Option<direct::End>, l7: Option<AtWaypoint>| Arrival {
-                path: path.clone(),
-                transport: Transport::Hbone,
-                principal: expected.first().cloned(),
-                client: Some(source.identity.clone()),
-                source_ip: peer.ip(),
-                destination: end.as_ref().map_or(dialled, |(destination, _)| *destination),
-                workload: end.and_then(|(_, workload)| workload),
-                l7,
+            let Some(pod) = &decided.workload else { return Ok(Err("the waypoint has no pod".to_owned())) };
+            let through = Through {
+                snapshot,
+                source,
+                path,
+                waypoint: pod,
+                peer,
+                identity: expected.first().cloned(),
+                dialled,
+                service: decided.service.filter(|service| service.waypoint.is_some()),
             };
-            match (service, http) {
-                (Some(service), Some(http)) => {
-                    let routed = l7::route(snapshot, &service, source, dialled, http)?;
-                    let route = Box::new(routed.report);
-                    if routed.unroutable.is_some() || routed.ends.is_empty() {
-                        let l7 = AtWaypoint { route, refused: routed.unroutable };
-                        return Ok(Ok(vec![arrive(None, Some(l7))]));
-                    }
-                    let mut arrivals = Vec::new();
-                    for (service, port, subset) in routed.ends {
-                        let waypoint = path.last().map(String::as_str).unwrap_or_default();
-                        match direct::destination(snapshot, &service, port, subset.as_deref(), waypoint) {
-                            Ok(ends) => arrivals.extend(ends.into_iter().map(|end| {
-                                arrive(Some(end), Some(AtWaypoint { route: route.clone(), refused: None }))
-                            })),
-                            Err(reason) => return Ok(Err(reason)),
-                        }
-                    }
-                    Ok(arrivals)
-                }
-                (Some(service), None) if service.resolution == Resolution::Endpoints => {
-                    direct::endpoints(snapshot, &service.key, dialled.port(), None)
-                        .map(|ends| ends.into_iter().map(|end| arrive(Some(end), None)).collect())
-                }
-                _ => Ok(vec![arrive(Some((dialled, known.cloned())), None)]),
-            }
+            return through.follow(http);
         }
         Upstream::Tcp { peer } => Ok(vec![Arrival {
             path,
@@ -362,8 +336,10 @@ fn follow(
 /// The report of the first arrival, by name, that is denied, or else of the first.
 fn worst(snapshot: &Snapshot, mut arrivals: Vec<Arrival>) -> Report {
     let name = |arrival: &Arrival| arrival.workload.as_ref().map(|workload| workload.uid.clone());
-    arrivals.sort_by_cached_key(|arrival| (name(arrival), arrival.destination));
-    arrivals.dedup_by(|a, b| name(a) == name(b) && a.destination == b.destination);
+    // Two waypoints may share the connections to a service.
+    let end = |arrival: &Arrival| (name(arrival), arrival.destination, arrival.path.clone());
+    arrivals.sort_by_cached_key(end);
+    arrivals.dedup_by(|a, b| end(a) == end(b));
     let reports: Vec<_> = arrivals.into_iter().map(|arrival| at_the_end(snapshot, arrival)).collect();
     let denied = reports.iter().position(|report| report.outcome != Outcome::Allowed);
     let empty =
@@ -381,19 +357,15 @@ fn at_the_end(snapshot: &Snapshot, arrival: Arrival) -> Report {
         checks: Vec::new(),
         route: None,
     };
-    if let Some(AtWaypoint { route, refused }) = l7 {
-        report.route = Some(*route);
-        if let Some(reason) = refused {
+    if let Some(AtWaypoint { route, checks, unroutable }) = l7 {
+        report.route = route.map(|route| *route);
+        if checks.iter().any(|check| check.decision == Verdict::Deny && !check.dry_run) {
+            report.outcome = Outcome::Denied;
+        }
+        report.checks.extend(checks);
+        if let Some(reason) = unroutable {
             report.outcome = Outcome::Unroutable;
-            report.checks.push(Check {
-                at: path.last().cloned().unwrap_or_default(),
-                layer: Layer::L7,
-                decision: Verdict::Deny,
-                policy: None,
-                rule: None,
-                reason,
-                dry_run: false,
-            });
+            report.checks.push(waypoint::refused(&path, reason));
         }
     }
     if let Some(workload) = workload.filter(|workload| is_guarded(snapshot, workload)) {

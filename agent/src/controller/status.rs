@@ -21,6 +21,7 @@ use culvert_api::{Object, ObjectError, ObjectRef, UnknownField};
 use culvert_core::mesh::{Change, Mesh, Snapshot};
 use culvert_core::options::MeshOptions;
 use culvert_core::route::gateway_api::ParentStatus;
+use culvert_core::service::Service;
 use futures_util::{StreamExt, stream};
 use k8s_openapi::jiff::Timestamp;
 use kube::Api;
@@ -201,9 +202,11 @@ impl Statuses {
             let bound = self.subjects.iter().filter(|(key, subject)| subject.depends_on_context(key));
             self.dirty.extend(bound.map(|(key, _)| key.clone()));
         }
+        if self.dirty.is_empty() {
+            return Vec::new();
+        }
         let snapshot = self.mesh.snapshot();
-        let routes = snapshot.route_statuses().map(|(route, parents)| (route, &**parents)).collect();
-        let view = View { snapshot: &snapshot, options: &options, routes };
+        let view = View::of(&snapshot, &options);
         let due = std::mem::take(&mut self.dirty).into_iter().filter_map(|key| {
             let patch = self.subjects.get(&key)?.patch(&key, &view, Timestamp::now())?;
             Some((key, patch))
@@ -217,6 +220,20 @@ struct View<'a> {
     snapshot: &'a Arc<Snapshot>,
     options: &'a MeshOptions,
     routes: HashMap<&'a ObjectRef, &'a [ParentStatus]>,
+    /// The services of ServiceEntries, by namespace and name: one of each, since their hosts are bound by one label.
+    entries: HashMap<(&'a str, &'a str), &'a Service>,
+}
+
+impl<'a> View<'a> {
+    fn of(snapshot: &'a Arc<Snapshot>, options: &'a MeshOptions) -> Self {
+        let entries = snapshot.services().filter(|service| !service.canonical);
+        Self {
+            snapshot,
+            options,
+            routes: snapshot.route_statuses().map(|(route, parents)| (route, &**parents)).collect(),
+            entries: entries.map(|service| ((&*service.key.namespace, &*service.name), &**service)).collect(),
+        }
+    }
 }
 
 impl Subject {

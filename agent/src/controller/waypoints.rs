@@ -48,8 +48,6 @@ const AT_ONCE: usize = 8;
 const BATCH: usize = 1000;
 /// The role of waypoints, and its binding: the chart makes both, and who has the role is said here.
 const ROLE: &str = "culvert-waypoint";
-/// Since which minor version of Kubernetes containers have hooks that sleep, without a feature gate.
-const SLEEP_SINCE: u32 = 30;
 
 const GATEWAYS: Resource =
     Resource { group: "gateway.networking.k8s.io", versions: &["v1"], kind: "Gateway", plural: "gateways" };
@@ -79,7 +77,6 @@ pub(super) async fn run(
         pull_secrets: config.waypoints.waypoint_pull_secrets.clone(),
         ca_address: config.waypoint_ca_address(),
         defaults: config.waypoints.waypoint_defaults.clone(),
-        sleeps: knows_sleep(client).await,
     };
     let mut watches = Watches::start(client);
     let mut state = State::new(settings);
@@ -104,6 +101,14 @@ pub(super) async fn run(
 
 /// Writes everything that is due; the objects of one Gateway in their order.
 async fn write(client: &kube::Client, state: &mut State, notices: &Notices, metrics: &Metrics) {
+    let binding = format!("{} {ROLE}", BINDING.kind);
+    match state.lacks_binding() {
+        true => notices.wrong(
+            &format!("{binding} itself"),
+            &format!("{binding} is not there, and waypoints may read nothing: install the chart with rbac.create=true"),
+        ),
+        false => notices.right(&format!("{binding} itself")),
+    }
     let mut groups: BTreeMap<Option<NamespacedName>, Vec<Act>> = BTreeMap::new();
     for act in state.due(Instant::now()) {
         let gateway = match &act {
@@ -129,19 +134,6 @@ async fn write(client: &kube::Client, state: &mut State, notices: &Notices, metr
                 Err(problem) => notices.wrong(&act.to_string(), problem),
             }
             state.done(&act, result, Instant::now());
-        }
-    }
-}
-
-async fn knows_sleep(client: &kube::Client) -> bool {
-    match client.apiserver_version().await {
-        Ok(version) => {
-            let digits: String = version.minor.chars().take_while(char::is_ascii_digit).collect();
-            digits.parse::<u32>().is_ok_and(|minor| minor >= SLEEP_SINCE)
-        }
-        Err(error) => {
-            tracing::warn!("{}: waypoints get no hook", super::explain(&error, "get", "version"));
-            false
         }
     }
 }

@@ -13,9 +13,9 @@ const EXIT_DENIED: u8 = 2;
 const EXIT_UNROUTABLE: u8 = 3;
 
 const HELP: &str = "\
-The objects come from --config-dir, and the decision from the engine of the data path: the client's routing, the
-VirtualServices of a waypoint on the way (where --method, --path or --header describe a request), and the server's
-PeerAuthentication and AuthorizationPolicies.
+The objects come from --config-dir, and the decision from the engine of the data path: the client's routing; the
+AuthorizationPolicies, VirtualServices and routes of a waypoint on the way (where --method, --path or --header describe a
+request); and the server's PeerAuthentication and AuthorizationPolicies.
 
 Exit status: 0 allowed, 1 usage or input error, 2 denied, 3 unroutable.
 

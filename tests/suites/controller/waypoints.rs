@@ -179,7 +179,7 @@ fn a_gateway_is_given_what_it_asks_for_and_told_what_became_of_it_and_only_the_l
     for resource in ["serviceaccounts", "services", "deployments", "horizontalpodautoscalers", "poddisruptionbudgets"] {
         assert_eq!(written(&writes, resource), 1, "{resource}: {writes:?}");
     }
-    assert!((3..=5).contains(&written(&writes, "gateways/status")), "{writes:?}");
+    assert!((3..=4).contains(&written(&writes, "gateways/status")), "{writes:?}");
     assert_eq!(written(&writes, "gatewayclasses"), 1, "{writes:?}");
 
     // What changes nothing is not written; what does, is; and what nobody asks for any more goes.

@@ -70,7 +70,8 @@ impl Snapshot {
         }
     }
 
-    /// The targets of policies that nothing enforces, as findings in those policies.
+    /// What nothing enforces, as findings: targets of policies and parents of routes without a waypoint, and services
+    /// that name one which they cannot use.
     pub fn unbound(&self) -> impl Iterator<Item = Finding> {
         let policies = self.authorization_policies().map(|policy| match &policy.scope {
             Scope::Targets(targets) => (Kind::AuthorizationPolicy, &policy.name, &**targets),
@@ -78,7 +79,37 @@ impl Snapshot {
         });
         let authentications =
             self.request_authentications().map(|object| (Kind::RequestAuthentication, &object.name, &*object.targets));
-        policies.chain(authentications).flat_map(|(kind, name, targets)| self.unbound_targets(kind, name, targets))
+        let policies =
+            policies.chain(authentications).flat_map(|(kind, name, targets)| self.unbound_targets(kind, name, targets));
+        policies.chain(self.unserved_routes()).chain(self.unbound_services())
+    }
+
+    /// Routes whose parents have no waypoint, which alone would apply them.
+    fn unserved_routes(&self) -> impl Iterator<Item = Finding> {
+        let accepted = self.route_statuses().flat_map(|(route, parents)| {
+            parents.iter().filter(|parent| parent.accepted.status).map(move |parent| (route, &parent.parent))
+        });
+        accepted.filter_map(|(route, parent)| {
+            let name = parent.name.as_str().into();
+            let is_entry = parent.kind == Kind::ServiceEntry.as_str();
+            let target = if is_entry { PolicyTarget::ServiceEntry(name) } else { PolicyTarget::Service(name) };
+            let problem = self.binding(&route.namespace, &target).err()?;
+            Some(Finding::error(route.clone(), "spec.parentRefs", format!("has no effect: {problem}")))
+        })
+    }
+
+    /// Services that name a waypoint which is not there, or does not take them.
+    fn unbound_services(&self) -> impl Iterator<Item = Finding> {
+        self.services().filter_map(|service| {
+            let problem = match self.bound_to(service)? {
+                // Its namespace's waypoint may well be for workloads only.
+                Ok(_) | Err(NotBound::NotServed { .. }) => self.canary_problem(service)?.to_string(),
+                Err(problem) => problem.to_string(),
+            };
+            let kind = if service.canonical { Kind::Service } else { Kind::ServiceEntry };
+            let object = ObjectRef::new(kind, service.key.namespace.clone(), service.name.clone());
+            Some(Finding::error(object, "metadata.labels[istio.io/use-waypoint]", problem))
+        })
     }
 
     fn unbound_targets(&self, kind: Kind, name: &NamespacedName, targets: &[PolicyTarget]) -> Vec<Finding> {

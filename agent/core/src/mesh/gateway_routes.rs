@@ -13,7 +13,7 @@ use crate::route::l4::L4Rule;
 use crate::route::table::ServiceRoutes;
 use crate::service::ServiceKey;
 use crate::translate::gateway_route::{GATEWAY_API, GatewayRouteFacts, Surroundings};
-use crate::translate::{grpc_route, http_route, l4_route};
+use crate::translate::{Finding, grpc_route, http_route, l4_route};
 use crate::workload::NamespacedName;
 
 /// What the writer keeps of them.
@@ -118,6 +118,7 @@ impl Mesh {
                 true => self.current.route_statuses.remove(&reference),
                 false => self.current.route_statuses.insert(reference.clone(), facts.statuses.clone().into()),
             };
+            self.set_findings(reference.clone(), findings(&reference, &facts.statuses));
             if let Some((_, known)) = self.gateway_routes.routes.get_mut(&reference) {
                 *known = Some(facts);
             }
@@ -183,6 +184,21 @@ impl Mesh {
             self.set_gateway_route(&reference, Some(object));
         }
     }
+}
+
+/// What a route's parents have against it, as findings: each thing once, whatever number of parents say it.
+fn findings(route: &ObjectRef, statuses: &[ParentStatus]) -> Vec<Finding> {
+    let mut findings: Vec<Finding> = Vec::new();
+    for (i, status) in statuses.iter().enumerate() {
+        let parent = format!("spec.parentRefs[{i}]");
+        for (condition, field) in [(&status.accepted, &*parent), (&status.resolved_refs, "spec.rules")] {
+            if condition.status || findings.iter().any(|known| known.message == condition.message) {
+                continue;
+            }
+            findings.push(Finding::error(route.clone(), field, condition.message.clone()));
+        }
+    }
+    findings
 }
 
 /// The same rule, for one port of the service.

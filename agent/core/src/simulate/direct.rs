@@ -33,20 +33,18 @@ pub(super) fn arrivals(snapshot: &Snapshot, caller: &Caller, dialled: SocketAddr
     Ok(ends.into_iter().map(arrive).collect())
 }
 
-/// Where a waypoint may end that sends a request to a service, or to a part of it.
+/// Where a waypoint of `namespace` may end that sends a request to a service, or to a part of it.
 pub(super) fn destination(
     snapshot: &Snapshot,
     service: &Service,
     port: u16,
     subset: Option<&str>,
-    waypoint: &str,
+    namespace: &str,
 ) -> Result<Vec<End>, String> {
     if service.resolution != Resolution::Endpoints {
         let address = service.vips.first().map_or(IpAddr::from([0, 0, 0, 0]), |vip| vip.addr());
         return Ok(vec![(SocketAddr::new(address, port), None)]);
     }
-    // `waypoint/namespace/name`
-    let namespace = waypoint.split('/').nth(1).unwrap_or(&service.key.namespace);
     let (_, subset) = snapshot.traffic_rule(namespace, service, subset);
     endpoints(snapshot, &service.key, port, subset)
 }

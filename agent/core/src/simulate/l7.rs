@@ -3,18 +3,16 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use serde::Serialize;
 
-use super::InputError;
+use super::asked::Asked;
 use crate::mesh::Snapshot;
 use crate::route::decide::{self, Action, Unroutable};
 use crate::route::fault::Abort;
 use crate::route::headers::{HeaderOp, HeaderOps};
 use crate::route::http::{Backend, HttpAction, HttpRule, ServiceRef};
-use crate::route::redirect::{is_authority, is_path};
 use crate::route::request::{Origin, RequestHead};
 use crate::service::Service;
 use crate::workload::Workload;
@@ -224,41 +222,9 @@ pub(super) fn route(
     service: &Arc<Service>,
     source: &Workload,
     dialled: SocketAddr,
-    request: &HttpRequest,
-) -> Result<Routed, InputError> {
-    let method = Method::from_bytes(request.method.as_bytes());
-    let method = method.map_err(|_| InputError::Http(format!("--method {:?} is no method", request.method)))?;
-    let mut headers = HeaderMap::new();
-    let mut authority = match dialled.port() {
-        80 => service.key.hostname.to_string(),
-        port => format!("{}:{port}", service.key.hostname),
-    };
-    for (name, value) in &request.headers {
-        if name.eq_ignore_ascii_case("host") || name == ":authority" {
-            if !is_authority(value) {
-                return Err(InputError::Http(format!("--header {name:?}: {value:?} is no host")));
-            }
-            authority.clone_from(value);
-            continue;
-        }
-        let pair = HeaderName::from_bytes(name.as_bytes()).ok().zip(HeaderValue::from_str(value).ok());
-        let (name, value) = pair.ok_or_else(|| InputError::Http(format!("--header {name:?} is no header")))?;
-        headers.append(name, value);
-    }
-    if !is_path(&request.path) {
-        return Err(InputError::Http(format!("--path {:?}: percent-encode what is no ASCII", request.path)));
-    }
-    let mode = snapshot.options().path_normalization;
-    let path = crate::route::normalize::normalize(mode, &request.path);
-    let path = path.map_err(|why| InputError::Http(format!("--path {:?}: {why}", request.path)))?;
-    let head = RequestHead {
-        method: &method,
-        scheme: "http",
-        authority: &authority,
-        path: &path,
-        protocol: "HTTP/1.1",
-        headers: &headers,
-    };
+    asked: &Asked,
+) -> Routed {
+    let head = asked.head();
     let client_address = source.addresses.first().copied().unwrap_or_else(|| [0, 0, 0, 0].into());
     let origin = Origin {
         service,
@@ -304,7 +270,7 @@ pub(super) fn route(
         (_, None) => {}
     }
     let unroutable = unroutable.map(|why: Unroutable| format!("{} ({} {})", why, why.status(), why.flag()));
-    Ok(Routed { report, ends, unroutable })
+    Routed { report, ends, unroutable }
 }
 
 fn backends(rule: &HttpRule) -> impl Iterator<Item = &Backend> {

@@ -36,10 +36,7 @@ fn service<'a>(key: &Key, view: &'a View<'_>) -> Option<&'a Service> {
     if key.watched.kind() == Kind::Service {
         return super::policies::service(view, &key.namespace, &key.name);
     }
-    let of_entry = |service: &&std::sync::Arc<Service>| {
-        !service.canonical && *service.key.namespace == *key.namespace && *service.name == *key.name
-    };
-    view.snapshot.services().find(of_entry).map(|service| &**service)
+    view.entries.get(&(key.namespace.as_str(), key.name.as_str())).copied()
 }
 
 fn condition(service: &Service, object: &DynamicObject, view: &View<'_>) -> Option<Condition> {

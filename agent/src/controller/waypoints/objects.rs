@@ -36,8 +36,6 @@ pub(super) struct Settings {
     pub(super) pull_secrets: Vec<String>,
     pub(super) ca_address: String,
     pub(super) defaults: WaypointDefaults,
-    /// Whether the API server knows hooks that sleep (Kubernetes 1.30).
-    pub(super) sleeps: bool,
 }
 
 /// The versions in which kinds are served.

@@ -1,6 +1,7 @@
-//! What is there, and what is to be written now. No I/O, no clock of its own.
+//! What is there, and what is to be written now (`due`). No I/O, no clock of its own.
 
 mod backoff;
+mod due;
 mod found;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -12,12 +13,11 @@ use culvert_core::workload::NamespacedName;
 use kube::ResourceExt as _;
 use kube::api::DynamicObject;
 use serde_json::Value;
-use tokio::time::Instant;
 
 use self::backoff::Backoff;
 pub(super) use self::found::{Found, owner, tell};
-use super::objects::{CONTROLLER, Settings, Versions, desired, is_managed};
-use super::parameters::{self, Overlays};
+use super::objects::{CONTROLLER, Settings, Versions, is_managed};
+use super::parameters;
 use super::part::Part;
 use crate::controller::follow::Seen;
 
@@ -58,6 +58,8 @@ pub(super) struct Entry {
     pub(super) gateway: Gateway,
     /// Why one of its objects is not as it should be.
     pub(super) problems: BTreeMap<Part, String>,
+    /// Whether it is not known yet what it asks for.
+    pub(super) waits: bool,
     /// Why its parameters are not in force.
     pub(super) bad_parameters: Option<String>,
     backoff: Backoff,
@@ -69,6 +71,8 @@ pub(super) struct State {
     settings: Settings,
     root_namespace: Option<Arc<str>>,
     versions: Versions,
+    /// Whether the API server knows classes at all.
+    knows_classes: bool,
     pub(super) class: Option<DynamicObject>,
     class_backoff: Backoff,
     pub(super) gateways: BTreeMap<NamespacedName, Entry>,
@@ -89,6 +93,7 @@ impl State {
             settings,
             root_namespace: None,
             versions: Versions::new(),
+            knows_classes: false,
             class: None,
             class_backoff: Backoff::default(),
             gateways: BTreeMap::new(),
@@ -133,11 +138,15 @@ impl State {
         }
         match seen {
             Seen::Listing(watched, version) => {
-                if let Watched::Part(part) = watched {
-                    match version {
-                        Some(version) => self.versions.insert(part, version),
-                        None => self.versions.remove(&part),
-                    };
+                match (&watched, version) {
+                    (Watched::Part(part), Some(version)) => {
+                        self.versions.insert(*part, version);
+                    }
+                    (Watched::Part(part), None) => {
+                        self.versions.remove(part);
+                    }
+                    (Watched::Class, version) => self.knows_classes = version.is_some(),
+                    _ => {}
                 }
                 self.unlisted.insert(watched.clone(), self.known(&watched));
             }
@@ -230,7 +239,7 @@ impl State {
             // What is wanted now may well work.
             _ => (BTreeMap::new(), Backoff::default()),
         };
-        self.gateways.insert(name, Entry { object, gateway, problems, bad_parameters: None, backoff });
+        self.gateways.insert(name, Entry { object, gateway, problems, waits: true, bad_parameters: None, backoff });
     }
 
     /// Whether everything has been listed once, so that what is not here is not there.
@@ -243,141 +252,6 @@ impl State {
     /// Whether the class is one that is served here: else its Gateways are somebody else's.
     pub(super) fn is_class_ours(&self) -> bool {
         self.class.as_ref().is_some_and(|class| class.data["spec"]["controllerName"] == CONTROLLER)
-    }
-
-    /// What is to be written at `now`; nothing before everything has been listed.
-    pub(super) fn due(&mut self, now: Instant) -> Vec<Act> {
-        if !self.is_complete() {
-            return Vec::new();
-        }
-        if self.class.is_none() {
-            return if self.class_backoff.is_due(now) { vec![Act::MakeClass] } else { Vec::new() };
-        }
-        if !self.is_class_ours() {
-            return Vec::new();
-        }
-        let mut acts = Vec::new();
-        let names: Vec<_> = self.gateways.keys().cloned().collect();
-        let accounts: BTreeSet<_> = names.iter().filter(|name| self.runs(name)).cloned().collect();
-        let is_bound = self.bound.as_ref().is_none_or(|bound| *bound == accounts);
-        if !is_bound && self.binding_backoff.is_due(now) {
-            acts.push(Act::Bind(accounts));
-        }
-        for name in names {
-            acts.extend(self.due_for(&name, now));
-        }
-        acts
-    }
-
-    /// Whether the waypoint of this Gateway is run here.
-    fn runs(&self, name: &NamespacedName) -> bool {
-        let entry = self.gateways.get(name);
-        entry.is_some_and(|entry| is_managed(&entry.gateway) && entry.object.metadata.deletion_timestamp.is_none())
-    }
-
-    fn due_for(&mut self, name: &NamespacedName, now: Instant) -> Vec<Act> {
-        if !self.runs(name) {
-            return Vec::new();
-        }
-        let overlays = self.overlays(name);
-        let Some(entry) = self.gateways.get_mut(name) else { return Vec::new() };
-        let overlays = match overlays {
-            Ok(Some(overlays)) => overlays,
-            Ok(None) => return Vec::new(),
-            // What runs goes on as it is; what does not is not made of half of what was asked for.
-            Err(problem) => {
-                entry.bad_parameters = Some(problem);
-                return Vec::new();
-            }
-        };
-        entry.bad_parameters = None;
-        if !entry.backoff.is_due(now) {
-            return Vec::new();
-        }
-        let wanted = desired(&entry.gateway, &self.settings, &overlays.iter().collect::<Vec<_>>(), &self.versions);
-        let uid = entry.gateway.uid().unwrap_or_default();
-        let mut acts = Vec::new();
-        for part in Part::ALL {
-            let found = self.found.get(&(part, name.clone()));
-            let owned = found.filter(|found| found.owner.as_deref() == Some(&*uid));
-            match (wanted.get(&part), owned) {
-                (Some(object), found) if found.is_none_or(|found| !found.is_as(object)) => {
-                    let object = found::marked(object.clone());
-                    acts.push(Act::Apply { gateway: name.clone(), part, object });
-                }
-                (None, Some(found)) if found.applied.is_some() => {
-                    acts.push(Act::Delete { gateway: name.clone(), part, uid: found.uid.clone() });
-                    entry.problems.remove(&part);
-                }
-                _ => {
-                    entry.problems.remove(&part);
-                }
-            }
-        }
-        acts
-    }
-
-    /// The parameters of the class and of this Gateway, in the order in which they are merged; none before they have
-    /// been read.
-    fn overlays(&self, name: &NamespacedName) -> Result<Option<Vec<Overlays>>, String> {
-        let Some(entry) = self.gateways.get(name) else { return Ok(None) };
-        let mut overlays = Vec::new();
-        let of_root = |map: &&NamespacedName| Some(&map.namespace) == self.root_namespace.as_ref();
-        for map in self.defaults.keys().filter(of_root) {
-            overlays.push(parameters::read(&map.to_string(), &self.defaults[map])?);
-        }
-        if let Some(map) = parameters::reference(&entry.gateway)? {
-            let map = NamespacedName::new(&*name.namespace, map);
-            if !self.listed.contains(&Watched::Parameters(Arc::new(map.clone()))) {
-                return Ok(None);
-            }
-            let Some(data) = self.maps.get(&map) else {
-                return Err(format!(
-                    "ConfigMap {map}, which spec.infrastructure.parametersRef names, is not there: create it"
-                ));
-            };
-            overlays.push(parameters::read(&map.to_string(), data)?);
-        }
-        Ok(Some(overlays))
-    }
-
-    /// It was done: the object as it is now, where there is one.
-    pub(super) fn done(&mut self, act: &Act, result: Result<Option<DynamicObject>, String>, now: Instant) {
-        match act {
-            Act::MakeClass => self.class_backoff.tried(result.is_ok(), now),
-            Act::Bind(accounts) => {
-                self.binding_backoff.tried(result.is_ok(), now);
-                if result.is_ok() {
-                    self.bound = Some(accounts.clone());
-                }
-            }
-            Act::Apply { gateway, part, .. } | Act::Delete { gateway, part, .. } => {
-                if let Some(entry) = self.gateways.get_mut(gateway) {
-                    entry.backoff.tried(result.is_ok(), now);
-                    match &result {
-                        Ok(_) => entry.problems.remove(part),
-                        Err(problem) => entry.problems.insert(*part, problem.clone()),
-                    };
-                }
-                let key = (*part, gateway.clone());
-                match result {
-                    Ok(Some(object)) => {
-                        self.found.insert(key, Found::as_applied(*part, &object));
-                    }
-                    Ok(None) => {
-                        self.found.remove(&key);
-                    }
-                    Err(_) => {}
-                }
-            }
-        }
-    }
-
-    /// When something put off is due.
-    pub(super) fn next_look(&self, now: Instant) -> Instant {
-        let own = [&self.class_backoff, &self.binding_backoff];
-        let all = own.into_iter().chain(self.gateways.values().map(|entry| &entry.backoff));
-        all.filter_map(|backoff| backoff.not_before(now)).min().unwrap_or(now + backoff::LONG)
     }
 }
 

@@ -61,7 +61,7 @@ pub(super) fn due(state: &State, now: Timestamp) -> Vec<Due> {
     let accepted = vec![Condition::holds("Accepted", "Accepted", "waypoints of this class are run by Culvert")];
     let of_class = merge(class, json!({"conditions": rendered(class, &class.data["status"], accepted, now)}));
     let mut due: Vec<_> = of_class.into_iter().map(|patch| Due { gateway: None, patch }).collect();
-    for (name, entry) in &state.gateways {
+    for (name, entry) in state.gateways.iter().filter(|(_, entry)| !entry.waits) {
         let wanted = Waypoint::of(state, name, entry).status(now);
         due.extend(merge(&entry.object, wanted).map(|patch| Due { gateway: Some(name.clone()), patch }));
     }

@@ -124,6 +124,7 @@ fn a_target_that_nothing_enforces_is_found_with_its_cure() {
     error: AuthorizationPolicy other/refused: spec.targetRefs: not enforced for a target: the waypoint shop/wp does not allow the namespace of Service cart in other to use it: see its allowedRoutes
     error: AuthorizationPolicy shop/bare: spec.targetRefs: not enforced for a target: Service bare in shop has no waypoint: label it, or its namespace, with istio.io/use-waypoint
     error: AuthorizationPolicy shop/gone: spec.targetRefs: not enforced for a target: Service nothing in shop is not there: create it, or correct targetRefs
+    error: Service other/cart: metadata.labels[istio.io/use-waypoint]: the waypoint shop/wp does not allow the namespace of Service cart in other to use it: see its allowedRoutes
     ");
 }
 

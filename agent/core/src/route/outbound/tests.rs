@@ -240,3 +240,150 @@ fn load_is_shared_by_weight() {
     assert!((2830..3170).contains(&count("192.0.2.1:")), "{counts:?}");
     assert_eq!(count("192.0.2.1:") + count("192.0.2.2:"), 4000);
 }
+
+/// The mesh with what is said otherwise of its objects, and further ones.
+fn with(replace: &[(&str, &str)], more: &str) -> Arc<Snapshot> {
+    let mut yaml = MESH.to_owned();
+    for (from, to) in replace {
+        assert!(yaml.contains(from), "{from}");
+        yaml = yaml.replacen(from, to, 1);
+    }
+    snapshot_of(&(yaml + more))
+}
+
+const CANARY: &str = "
+---
+{apiVersion: v1, kind: Namespace, metadata: {name: trial, labels: {istio.io/dataplane-mode: ambient}}}
+---
+{apiVersion: gateway.networking.k8s.io/v1, kind: Gateway, metadata: {name: main, namespace: trial},
+ spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}}
+---
+{apiVersion: gateway.networking.k8s.io/v1, kind: Gateway, metadata: {name: new, namespace: trial},
+ spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: main-1, namespace: trial, labels: {gateway.networking.k8s.io/gateway-name: main}},
+ spec: {nodeName: n1, serviceAccountName: main, containers: [{name: c}]},
+ status: {phase: Running, podIPs: [{ip: 10.7.0.1}], conditions: [{type: Ready, status: 'True'}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: new-1, namespace: trial, labels: {gateway.networking.k8s.io/gateway-name: new}},
+ spec: {nodeName: n1, serviceAccountName: new, containers: [{name: c}]},
+ status: {phase: Running, podIPs: [{ip: 10.7.0.2}], conditions: [{type: Ready, status: 'True'}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: main, namespace: trial},
+ spec: {selector: {gateway.networking.k8s.io/gateway-name: main}, clusterIP: 10.96.7.1, ports: [{port: 15008}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: new, namespace: trial},
+ spec: {selector: {gateway.networking.k8s.io/gateway-name: new}, clusterIP: 10.96.7.2, ports: [{port: 15008}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: web, namespace: trial, LABELS},
+ spec: {selector: {app: web}, clusterIP: 10.96.7.3, ports: [{port: 80}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: web-1, namespace: trial, labels: {app: web}},
+ spec: {nodeName: n1, containers: [{name: c}]},
+ status: {phase: Running, podIPs: [{ip: 10.7.0.3}], conditions: [{type: Ready, status: 'True'}]}}
+";
+
+/// How many of a hundred connections to the service go to the canary, and how many to the other waypoint.
+fn shares(snapshot: &Snapshot, source: &str) -> (usize, usize) {
+    let (namespace, name) = source.split_once('/').unwrap();
+    let source = snapshot.pod(namespace, name).unwrap();
+    let dst = OriginalDst::new("10.96.7.3:80".parse().unwrap());
+    let peers: Vec<_> = (0..100)
+        .map(|seed| match outbound(snapshot, source, dst, &mut SmallRng::seed_from_u64(seed)).unwrap().upstream {
+            Upstream::Hbone { peer, .. } => peer.ip().to_string(),
+            other => format!("{other:?}"),
+        })
+        .collect();
+    let of = |ip: &str| peers.iter().filter(|peer| **peer == ip).count();
+    (of("10.7.0.2"), of("10.7.0.1"))
+}
+
+#[test]
+fn a_canary_takes_its_share_of_the_connections_and_none_where_it_cannot() {
+    let labels = |canary: &str, weight: &str| {
+        format!(
+            "labels: {{istio.io/use-waypoint: main, istio.io/use-waypoint-canary: {canary}}}, \
+             annotations: {{istio.io/use-waypoint-canary-weight: '{weight}'}}"
+        )
+    };
+    let mesh = |labels: &str| with(&[], &CANARY.replace("LABELS", labels));
+    for (canary, weight, expected) in [
+        ("new", "30", 15..=45),
+        ("new", "100", 100..=100),
+        ("new", "0", 0..=0),
+        ("new", "101", 0..=0),
+        ("new", "half", 0..=0),
+        ("main", "100", 0..=0),
+        ("nobody", "100", 0..=0),
+    ] {
+        let (of_canary, of_main) = shares(&mesh(&labels(canary, weight)), "a/client");
+        assert!(expected.contains(&of_canary), "{canary} {weight}: {of_canary}");
+        assert_eq!(of_canary + of_main, 100, "{canary} {weight}: the rest goes to the other one");
+    }
+    let all = mesh(&labels("new", "100"));
+    assert_eq!(shares(&all, "trial/new-1"), (0, 0), "neither goes through the other");
+    assert_eq!(shares(&all, "trial/main-1"), (0, 0));
+    let bad = mesh(&labels("new", "101"));
+    let findings: Vec<_> = bad.unbound().map(|finding| finding.to_string()).collect();
+    assert!(findings.iter().any(|line| line.contains("an integer from 0 to 100")), "{findings:?}");
+}
+
+#[test]
+fn a_canary_of_the_namespace_is_for_services_that_have_their_waypoint_from_it() {
+    let namespace = "{name: trial, labels: {istio.io/dataplane-mode: ambient, istio.io/use-waypoint: main, \
+                     istio.io/use-waypoint-canary: new}, annotations: {istio.io/use-waypoint-canary-weight: '100'}}";
+    let mesh = |labels: &str| {
+        let yaml = CANARY.replace("{name: trial, labels: {istio.io/dataplane-mode: ambient}}", namespace);
+        with(&[], &yaml.replace("LABELS", labels))
+    };
+    assert_eq!(shares(&mesh("labels: {}"), "a/client"), (100, 0));
+    assert_eq!(shares(&mesh("labels: {istio.io/use-waypoint: main}"), "a/client"), (0, 100));
+    let workload = mesh("labels: {}").pod("trial", "web-1").unwrap().clone();
+    assert_eq!(workload.waypoint.as_ref().unwrap().canary, None, "a share is of the connections to a service");
+}
+
+#[test]
+fn a_waypoint_may_be_used_from_the_namespaces_that_its_listener_allows() {
+    let selected = |selector: &str| {
+        let gateway = format!(
+            "
+---
+{{apiVersion: gateway.networking.k8s.io/v1, kind: Gateway, metadata: {{name: shared, namespace: a}},
+ spec: {{gatewayClassName: istio-waypoint, listeners: [{{name: mesh, port: 15008, protocol: HBONE,
+  allowedRoutes: {{namespaces: {selector}}}}}]}}}}
+---
+{{apiVersion: v1, kind: Namespace, metadata: {{name: near, labels: {{team: x}}}}}}
+---
+{{apiVersion: v1, kind: Namespace, metadata: {{name: far, labels: {{team: y, closed: 'yes'}}}}}}
+"
+        );
+        let snapshot = with(&[], &gateway);
+        let waypoint = snapshot.waypoint(&NamespacedName::new("a", "shared")).unwrap().clone();
+        ["a", "near", "far", "unknown"].map(|namespace| snapshot.may_bind(&waypoint, namespace))
+    };
+    for (selector, expected) in [
+        ("{from: Same}", [true, false, false, false]),
+        ("{from: All}", [true, true, true, true]),
+        ("{from: Selector, selector: {matchLabels: {team: x}}}", [true, true, false, false]),
+        // Kubernetes gives every namespace this label; files need not.
+        ("{from: Selector, selector: {matchLabels: {kubernetes.io/metadata.name: far}}}", [true, false, true, false]),
+        (
+            "{from: Selector, selector: {matchExpressions: [{key: team, operator: In, values: [x, y]}, \
+             {key: closed, operator: DoesNotExist}]}}",
+            [true, true, false, false],
+        ),
+        (
+            "{from: Selector, selector: {matchExpressions: [{key: team, operator: NotIn, values: [x]}, \
+             {key: closed, operator: Exists}]}}",
+            [true, false, true, false],
+        ),
+        // What cannot be read opens nothing.
+        (
+            "{from: Selector, selector: {matchExpressions: [{key: team, operator: Near, values: [x]}]}}",
+            [true, false, false, false],
+        ),
+        ("{from: Selector}", [true, false, false, false]),
+    ] {
+        assert_eq!(selected(selector), expected, "{selector}");
+    }
+}

@@ -423,3 +423,33 @@ fn rules_and_matches_beyond_what_the_crd_allows_are_left_out_and_told() {
         assert!(!ask(last + 1).contains("stock"), "{}", ask(last + 1));
     }
 }
+
+#[test]
+fn what_is_wrong_with_a_route_is_a_finding_until_it_is_mended() {
+    let route = |backend: &str| http(&format!("- backendRefs: [{{name: {backend}, port: 8000}}]"));
+    let about_routes = |snapshot: &Snapshot| -> Vec<String> {
+        let all = snapshot.findings().filter(|(object, _)| object.kind == culvert_api::Kind::HTTPRoute);
+        all.map(|(_, finding)| finding.to_string()).collect()
+    };
+    let found = about_routes(&with(&route("nobody")));
+    assert!(
+        found.len() == 1 && found[0].contains("spec.rules: ") && found[0].contains("Service shop/nobody"),
+        "{found:?}"
+    );
+    assert_eq!(about_routes(&with(&route("stock"))), Vec::<String>::new());
+    // A service that comes later mends it.
+    let mut mesh = crate::mesh::Mesh::new();
+    mesh.apply(crate::mesh::tests::objects(&route("stock")));
+    assert_eq!(about_routes(&mesh.snapshot()).len(), 2, "neither parent nor backend is there");
+    let services = "
+---
+{apiVersion: v1, kind: Service, metadata: {name: cart, namespace: shop}, spec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: stock, namespace: shop}, spec: {clusterIP: 10.96.0.2, ports: [{port: 8000}]}}
+";
+    mesh.apply(crate::mesh::tests::objects(services));
+    assert_eq!(about_routes(&mesh.snapshot()), Vec::<String>::new());
+    // Nothing would apply it, though, and that is told as well.
+    let unserved: Vec<_> = mesh.snapshot().unbound().map(|finding| finding.to_string()).collect();
+    assert!(unserved.iter().any(|line| line.contains("spec.parentRefs: has no effect")), "{unserved:?}");
+}

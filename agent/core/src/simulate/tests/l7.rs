@@ -27,11 +27,19 @@ spec: {host: cart, subsets: [{name: v1, labels: {app: cart}}, {name: v2, labels:
 "#;
 
 fn ask(rules: &str, path: &str, headers: &[(&str, &str)]) -> Report {
-    let mesh_yaml = MESH.replacen(
-        "labels: {istio.io/dataplane-mode: ambient}",
-        "labels: {istio.io/dataplane-mode: ambient, istio.io/use-waypoint: way}",
-        1,
-    );
+    ask_with("", rules, path, headers)
+}
+
+const BOUND: &str = "labels: {istio.io/dataplane-mode: ambient, istio.io/use-waypoint: way}";
+
+/// With further objects.
+fn ask_with(more: &str, rules: &str, path: &str, headers: &[(&str, &str)]) -> Report {
+    ask_in(BOUND, more, rules, path, headers)
+}
+
+/// In a namespace that says so of itself.
+fn ask_in(namespace: &str, more: &str, rules: &str, path: &str, headers: &[(&str, &str)]) -> Report {
+    let mesh_yaml = MESH.replacen("labels: {istio.io/dataplane-mode: ambient}", namespace, 1);
     let rules = format!(
         "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: cart, namespace: shop}}\n\
          spec: {{hosts: [cart], http: [{rules}]}}\n"
@@ -43,7 +51,7 @@ fn ask(rules: &str, path: &str, headers: &[(&str, &str)]) -> Report {
         plaintext: false,
         http: Some(HttpRequest { method: "GET".to_owned(), path: path.to_owned(), headers }),
     };
-    simulate(&mesh(&[&mesh_yaml, WAYPOINT, &rules].concat()).snapshot(), &request).unwrap()
+    simulate(&mesh(&[&mesh_yaml, WAYPOINT, &rules, more].concat()).snapshot(), &request).unwrap()
 }
 
 #[test]
@@ -134,8 +142,10 @@ fn a_request_that_goes_nowhere_is_unroutable_and_told_why() {
         let report = ask(rules, "/", &[]);
         assert_eq!(report.outcome, Outcome::Unroutable, "{rules}");
         assert_eq!(report.path, ["node/n1", "waypoint/shop/way"], "{rules}");
-        assert_eq!((report.checks[0].layer, report.checks[0].at.as_str()), (Layer::L7, "waypoint/shop/way"));
-        assert!(report.checks[0].reason.contains(reason), "{}", report.checks[0].reason);
+        // The policies had nothing against it.
+        assert_eq!((report.checks[0].layer, report.checks[0].decision), (Layer::L7, Verdict::Allow));
+        assert_eq!((report.checks[1].layer, report.checks[1].at.as_str()), (Layer::L7, "waypoint/shop/way"));
+        assert!(report.checks[1].reason.contains(reason), "{}", report.checks[1].reason);
     }
 }
 
@@ -158,4 +168,61 @@ fn the_path_is_normalized_before_it_is_matched() {
     let rules =
         "{match: [{uri: {exact: /admin}}], directResponse: {status: 403}}, {route: [{destination: {host: cart}}]}";
     assert_eq!(ask(rules, "/x/../%61dmin", &[]).route.unwrap().rule, Some(0));
+}
+
+const GUARDED: &str = "
+---
+{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: no-admin, namespace: shop},
+ spec: {targetRefs: [{group: '', kind: Service, name: cart}], action: DENY, rules: [{to: [{operation: {paths: [/admin]}}]}]}}
+---
+{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: waypoint-only, namespace: shop},
+ spec: {selector: {matchLabels: {app: cart}}, rules: [{from: [{source: {principals: [cluster.local/ns/shop/sa/way]}}]}]}}
+";
+
+#[test]
+fn a_request_is_judged_at_the_waypoint_then_routed_then_judged_at_its_end() {
+    let to_cart = "{route: [{destination: {host: cart}}]}";
+    let report = ask_with(GUARDED, to_cart, "/", &[]);
+    assert_eq!(report.outcome, Outcome::Allowed);
+    let asked: Vec<_> = report.checks.iter().map(|check| (check.layer, &*check.at, check.decision)).collect();
+    let expected = [(Layer::L7, "waypoint/shop/way", Verdict::Allow), (Layer::L4, "node/n2", Verdict::Allow)];
+    assert_eq!(asked, expected);
+    assert_eq!(report.checks[1].policy.as_deref(), Some("shop/waypoint-only"), "it is the waypoint that calls there");
+    assert_eq!(report.route.unwrap().rule, Some(0));
+}
+
+#[test]
+fn what_the_waypoint_denies_is_not_routed() {
+    // As it is written, and as it is evaded.
+    for path in ["/admin", "/x/../%61dmin?q=1"] {
+        let report = ask_with(GUARDED, "{route: [{destination: {host: cart}}]}", path, &[]);
+        assert_eq!((report.outcome, report.route.as_ref()), (Outcome::Denied, None), "{path}");
+        assert_eq!(report.path, ["node/n1", "waypoint/shop/way"]);
+        let [check] = &report.checks[..] else { panic!("{:?}", report.checks) };
+        assert_eq!((check.policy.as_deref(), check.rule), (Some("shop/no-admin"), Some(0)));
+    }
+}
+
+#[test]
+fn a_canary_that_may_take_a_connection_is_followed_too() {
+    let canary = "
+---
+{apiVersion: gateway.networking.k8s.io/v1, kind: Gateway, metadata: {name: new, namespace: shop},
+ spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: new-1, namespace: shop, labels: {gateway.networking.k8s.io/gateway-name: new}},
+ spec: {nodeName: n1, serviceAccountName: new, containers: [{name: c}]},
+ status: {phase: Running, podIPs: [{ip: 10.0.1.8}], conditions: [{type: Ready, status: 'True'}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: new, namespace: shop},
+ spec: {selector: {gateway.networking.k8s.io/gateway-name: new}, clusterIPs: [10.96.0.8], ports: [{name: hbone, port: 15008}]}}
+---
+{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: shut, namespace: shop},
+ spec: {targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: new}], rules: []}}
+";
+    let namespace = "labels: {istio.io/dataplane-mode: ambient, istio.io/use-waypoint: way, \
+                     istio.io/use-waypoint-canary: new}, annotations: {istio.io/use-waypoint-canary-weight: '50'}";
+    let report = ask_in(namespace, canary, "{route: [{destination: {host: cart}}]}", "/", &[]);
+    assert_eq!(report.outcome, Outcome::Denied, "one of the two denies it");
+    assert_eq!(report.path, ["node/n1", "waypoint/shop/new"]);
 }

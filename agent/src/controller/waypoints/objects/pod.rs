@@ -11,10 +11,9 @@ use crate::controller::waypoints::merge::merge;
 /// As in Istio.
 const CONTAINER: &str = "istio-proxy";
 const METRICS_PORT: u16 = 15020;
-/// How long nodes have to learn that a pod takes nothing new, before it does not.
-const SLEEP_SECONDS: u16 = 5;
-/// What the process needs beside the time that connections have.
-const MARGIN_SECONDS: u16 = 5;
+/// What a waypoint needs beside the time that connections have: at its end it goes on for a while, for nodes that have
+/// not heard that it takes nothing new. That is why it has no hook that sleeps.
+const MARGIN_SECONDS: u16 = 10;
 const USER: u32 = 1337;
 
 impl Subject<'_> {
@@ -33,8 +32,7 @@ impl Subject<'_> {
             "prometheus.io/port": METRICS_PORT.to_string(),
         });
         merge(&mut annotations, &json!(self.infrastructure.annotations));
-        let sleep = if self.settings.sleeps { SLEEP_SECONDS } else { 0 };
-        let grace = u32::from(defaults.drain_seconds) + u32::from(sleep) + u32::from(MARGIN_SECONDS);
+        let grace = u32::from(defaults.drain_seconds) + u32::from(MARGIN_SECONDS);
         let secrets: Vec<_> = self.settings.pull_secrets.iter().map(|name| json!({ "name": name })).collect();
         let mut spec = json!({
             "serviceAccountName": self.name(),
@@ -106,9 +104,6 @@ impl Subject<'_> {
                 "resources": unless_empty(&defaults.resources),
             }),
         );
-        if settings.sleeps {
-            container["lifecycle"] = json!({"preStop": {"sleep": {"seconds": SLEEP_SECONDS}}});
-        }
         container
     }
 

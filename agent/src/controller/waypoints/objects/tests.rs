@@ -20,7 +20,6 @@ fn settings() -> Settings {
         pull_secrets: Vec::new(),
         ca_address: "culvert-controller.culvert-system.svc:15012".to_owned(),
         defaults: WaypointDefaults::default(),
-        sleeps: true,
     }
 }
 
@@ -137,14 +136,6 @@ fn labels_come_from_the_infrastructure_or_else_from_the_gateway() {
 
 #[test]
 fn an_older_api_server_is_not_asked_for_what_it_does_not_know() {
-    let older = Settings { sleeps: false, ..settings() };
-    let container = |settings: &Settings| {
-        made(&gateway(""), settings, &[])[&Part::Deployment]
-            .pointer("/spec/template/spec/containers/0")
-            .unwrap()
-            .clone()
-    };
-    assert!(container(&older).get("lifecycle").is_none() && container(&settings()).get("lifecycle").is_some());
     let mut without = versions();
     without.remove(&Part::PodDisruptionBudget);
     assert!(!desired(&gateway(""), &settings(), &[], &without).contains_key(&Part::PodDisruptionBudget));

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::*;
 use crate::config::WaypointDefaults;
@@ -18,7 +19,6 @@ fn settings() -> Settings {
         pull_secrets: Vec::new(),
         ca_address: "ca:1".to_owned(),
         defaults: WaypointDefaults::default(),
-        sleeps: false,
     }
 }
 
@@ -112,6 +112,10 @@ fn nothing_is_written_before_everything_is_known_and_the_class_comes_first() {
     state.take(Seen::Listed(Watched::Class));
     see(&mut state, Watched::Gateways, gateway("u1", json!({})));
     assert_eq!(told(&state.due(Instant::now())), ["class"]);
+    // Where Gateway API is not installed, there is none to make.
+    state.take(Seen::Listing(Watched::Class, None));
+    state.take(Seen::Listed(Watched::Class));
+    assert!(state.due(Instant::now()).is_empty());
 }
 
 #[test]
@@ -282,4 +286,15 @@ fn whoever_is_no_waypoint_any_more_loses_the_role() {
     perform(&mut state, now);
     state.take(Seen::Deleted(Watched::Gateways, "v1".to_owned(), Box::new(gateway("u1", json!({})))));
     assert_eq!(told(&state.due(now)), ["bind 0"]);
+}
+
+#[test]
+fn a_binding_that_is_missing_is_noticed_once_there_is_a_waypoint() {
+    let mut state = started();
+    let binding = json!({"metadata": {"name": "culvert-waypoint"}});
+    state.take(Seen::Deleted(Watched::Binding, "v1".to_owned(), Box::new(object(binding))));
+    assert!(!state.lacks_binding());
+    see(&mut state, Watched::Gateways, gateway("u1", json!({})));
+    assert!(state.lacks_binding());
+    assert_eq!(told(&state.due(Instant::now())), &ALL[1..], "it is the chart's to make");
 }

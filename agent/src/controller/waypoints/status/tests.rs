@@ -33,6 +33,8 @@ fn gateway(spec: Value, status: &Value) -> DynamicObject {
 
 fn see(state: &mut State, watched: Watched, object: DynamicObject) {
     state.take(Seen::Applied(watched, "v1".to_owned(), Box::new(object)));
+    // What is due says what is known.
+    state.due(Instant::now());
 }
 
 fn started() -> State {
@@ -42,7 +44,6 @@ fn started() -> State {
         pull_secrets: Vec::new(),
         ca_address: "ca:1".to_owned(),
         defaults: WaypointDefaults::default(),
-        sleeps: false,
     });
     state.set_root_namespace(&"istio-system".into());
     let parts = Part::ALL.map(Watched::Part);
@@ -130,6 +131,11 @@ fn bad_parameters_and_bad_listeners_are_not_accepted() {
     assert!(state.due(Instant::now()).iter().all(|act| !matches!(act, Act::Apply { .. })));
     let (holds, reason, message) = says(&status(&state).unwrap(), "Accepted");
     assert!(!holds && reason == "InvalidParameters" && message.contains("name a ConfigMap"), "{reason}: {message}");
+
+    // Nothing is said before the parameters have been looked for.
+    let named = json!({"infrastructure": {"parametersRef": {"group": "", "kind": "ConfigMap", "name": "p"}}});
+    see(&mut state, Watched::Gateways, gateway(named, &Value::Null));
+    assert_eq!(status(&state), None);
 
     let http = json!({"listeners": [{"name": "web", "port": 80, "protocol": "HTTP"}]});
     see(&mut state, Watched::Gateways, gateway(http, &Value::Null));
