@@ -38,7 +38,7 @@ pub enum Role {
     /// A waypoint: routes and authorizes the requests of the services that are bound to it.
     Waypoint(Box<WaypointConfig>),
     /// The controller: signs certificates, gives every namespace the roots, and says what became of policies.
-    Controller(ControllerConfig),
+    Controller(Box<ControllerConfig>),
     /// The CNI plugin, as a container runtime calls it; and what removes it.
     Cni(CniConfig),
 }

@@ -33,7 +33,7 @@ fn main() -> ExitCode {
     match role {
         Role::Node(config) => node(*config),
         Role::Waypoint(config) => waypoint(*config),
-        Role::Controller(config) => controller(config),
+        Role::Controller(config) => controller(*config),
         Role::Cni(CniConfig { command: None }) => plugin::run(),
         Role::Cni(CniConfig { command: Some(CniCommand::Uninstall(config)) }) => {
             match install::uninstall(&Paths::new(&config.directories, &config.state_dir)) {

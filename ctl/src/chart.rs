@@ -224,6 +224,35 @@ mod tests {
     }
 
     #[test]
+    fn a_waypoint_may_read_every_kind_that_there_is_and_do_nothing_else() {
+        let objects = release(&[]).objects().unwrap();
+        let role =
+            |object: &&Value| object["kind"] == "ClusterRole" && object["metadata"]["name"] == "culvert-waypoint";
+        let rules = objects.iter().find(role).unwrap()["rules"].as_array().unwrap().clone();
+        let mut granted = BTreeSet::new();
+        for rule in &rules {
+            assert_eq!(rule["verbs"], json!(["list", "watch"]), "{rule}");
+            granted.extend(rule["resources"].as_array().unwrap().iter().map(|name| name.as_str().unwrap().to_owned()));
+        }
+        let plural = |kind: &culvert_api::Kind| match kind.as_str().to_lowercase() {
+            name if name.ends_with('y') => format!("{}ies", &name[..name.len() - 1]),
+            name => format!("{name}s"),
+        };
+        let kinds = culvert_api::Kind::ALL.iter().map(plural);
+        let read: BTreeSet<_> = kinds.chain(["customresourcedefinitions".to_owned()]).collect();
+        assert_eq!(granted, read);
+    }
+
+    #[test]
+    fn waypoints_are_not_run_where_that_is_not_wanted_and_nothing_is_granted_for_it() {
+        let text = yaml(&release(&["waypoint.enabled=false"]).objects().unwrap()).unwrap();
+        assert!(!text.contains("CULVERT_WAYPOINT_IMAGE") && !text.contains("culvert-waypoint"), "{text}");
+        assert!(!text.contains("deployments") && !text.contains("gatewayclasses"), "{text}");
+        let text = yaml(&release(&["waypoint.image=r/w:1"]).objects().unwrap()).unwrap();
+        assert!(text.contains("value: r/w:1"), "{text}");
+    }
+
+    #[test]
     fn an_old_api_server_is_not_asked_for_what_it_does_not_know() {
         let old = Release::new(NAMESPACE, "v1.20.2", &[], &[]).unwrap();
         let objects = old.objects().unwrap();

@@ -143,7 +143,7 @@ mod tests {
     fn controller(flags: &[&str]) -> ControllerConfig {
         let flags = ["culvert", "controller"].iter().chain(flags);
         let Role::Controller(config) = Cli::try_parse_from(flags).unwrap().role else { panic!("another role") };
-        config
+        *config
     }
 
     #[test]

@@ -100,7 +100,7 @@ fn a_namespace_is_not_taken_from_another_waypoint_unless_that_is_asked_for() {
 
     // Gateways of other classes are none of it.
     let ingress =
-        "{apiVersion: gateway.networking.k8s.io/v1, kind: Gateway, metadata: {name: ingress, namespace: wp-taken},
+        "---\n{apiVersion: gateway.networking.k8s.io/v1, kind: Gateway, metadata: {name: ingress, namespace: wp-taken},
  spec: {gatewayClassName: istio, listeners: []}}";
     cluster.apply(ingress).unwrap();
     let said = run(cluster, &["delete", "--all", "-n", "wp-taken"]);

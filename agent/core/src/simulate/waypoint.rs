@@ -64,7 +64,7 @@ impl Through<'_> {
         };
         // What is denied is not routed.
         let Some(routed) = routed.as_ref().filter(|_| !is_denied) else {
-            let end = (!is_denied).then(|| (self.dialled, known));
+            let end = (!is_denied).then_some((self.dialled, known));
             return Ok(Ok(vec![self.arrive(end, Some(at(None)))]));
         };
         if routed.unroutable.is_some() || routed.ends.is_empty() {

@@ -131,7 +131,11 @@ impl State {
         now: Instant,
     ) {
         match act {
-            Act::MakeClass => self.class_backoff.tried(result.is_ok(), now),
+            Act::MakeClass => {
+                self.class_backoff.tried(result.is_ok(), now);
+                // The watch may be behind: what is there is not made again.
+                self.class = result.ok().flatten();
+            }
             Act::Bind(accounts) => {
                 self.binding_backoff.tried(result.is_ok(), now);
                 if result.is_ok() {

@@ -112,6 +112,10 @@ fn nothing_is_written_before_everything_is_known_and_the_class_comes_first() {
     state.take(Seen::Listed(Watched::Class));
     see(&mut state, Watched::Gateways, gateway("u1", json!({})));
     assert_eq!(told(&state.due(Instant::now())), ["class"]);
+    let class = json!({"metadata": {"name": "istio-waypoint"}, "spec": {"controllerName": CONTROLLER}});
+    state.done(&Act::MakeClass, Ok(Some(object(class.clone()))), Instant::now());
+    assert_eq!(told(&state.due(Instant::now())), ALL, "though the watch has not shown it yet");
+    state.take(Seen::Deleted(Watched::Class, "v1".to_owned(), Box::new(object(class))));
     // Where Gateway API is not installed, there is none to make.
     state.take(Seen::Listing(Watched::Class, None));
     state.take(Seen::Listed(Watched::Class));
