@@ -8,7 +8,7 @@ use culvert_tests::{Place, eventually, objects};
 use crate::support::authority::Authority;
 use crate::support::echo;
 use crate::support::peer::{connect, status, tls};
-use crate::world::{ECHO, HBONE, LIMIT, World};
+use crate::world::{CART_ECHO, CART_HTTP, ECHO, HBONE, LIMIT, World};
 
 const CLIENT: &str = "spiffe://cluster.local/ns/shop/sa/client";
 
@@ -49,6 +49,21 @@ fn a_node_believes_a_waypoint_of_the_service_and_nobody_else_on_whose_behalf_it_
         let answered = ask(&world, place, account, client)?;
         ensure!(answered == expected, "{why}: {answered}\n{}", world.logs());
     }
+    Ok(())
+}
+
+#[test]
+fn a_policy_of_the_node_names_the_client_of_connections_and_of_requests() -> Result<()> {
+    let world = World::with(&[clients_alone()], &[])?;
+    world.in_client(CART_ECHO, |to| echo::exchange(to, 10, LIMIT))??;
+    let answer = world.get(CART_HTTP)?;
+    ensure!(answer.status == 200, "{answer:?}\n{}", world.logs());
+    let others = clients_alone().replace("sa/client", "sa/other");
+    world.directory.write("documents", &[others])?;
+    let refused = || world.in_client(CART_ECHO, |to| echo::exchange(to, 10, LIMIT)).ok()?.is_err().then_some(());
+    eventually(LIMIT, "the node to refuse another client's connections", refused)?;
+    let answer = world.get(CART_HTTP)?;
+    ensure!(answer.status == 503, "{answer:?}\n{}", world.logs());
     Ok(())
 }
 
