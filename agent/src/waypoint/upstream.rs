@@ -69,7 +69,7 @@ pub use self::dial::Sides;
 pub use self::endpoint::EndpointId;
 pub use self::error::{ConnectFailure, Refused, SendError};
 pub use self::lease::{ConnectionLease, Lease, Reporter};
-pub use self::select::Selection;
+pub use self::select::{Selection, token_of};
 pub use self::stream::Stream;
 
 /// How often it is looked for connections that have been idle for too long.

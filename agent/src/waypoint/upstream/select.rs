@@ -8,7 +8,9 @@ use std::sync::{Arc, PoisonError};
 use culvert_core::identity::Identity;
 use culvert_core::service::Resolution;
 use culvert_core::traffic::balance::{Candidate, Choice};
+use culvert_core::traffic::hash::hash;
 use culvert_core::traffic::policy::Algorithm;
+use culvert_core::workload::Workload;
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
 use tokio::time::Instant;
@@ -37,6 +39,8 @@ pub struct Selection<'a> {
     pub principal: Option<&'a Arc<Identity>>,
     /// The hash of the request or connection, where the cluster's algorithm is one.
     pub hash: Option<u64>,
+    /// The endpoint that the client has a session with, as [`token_of`] names it: it is taken if that can be.
+    pub session: Option<u64>,
     /// Where it has been tried already; to be empty unless others are to be preferred.
     pub tried: &'a [EndpointId],
     /// Whether it has been tried at all.
@@ -46,7 +50,7 @@ pub struct Selection<'a> {
 impl<'a> Selection<'a> {
     /// The first time, without a hash.
     pub fn first(client: SocketAddr, destination: SocketAddr, principal: Option<&'a Arc<Identity>>) -> Self {
-        Self { sides: Sides { client, destination }, principal, hash: None, tried: &[], is_retry: false }
+        Self { sides: Sides { client, destination }, principal, hash: None, session: None, tried: &[], is_retry: false }
     }
 }
 
@@ -54,6 +58,11 @@ impl Selection<'_> {
     fn behalf(&self) -> Behalf {
         Behalf { sides: self.sides, principal: self.principal.cloned() }
     }
+}
+
+/// The name of an endpoint in the sessions of clients: the same at every waypoint.
+pub fn token_of(workload: &Workload, port: u16) -> u64 {
+    hash(workload.uid.0.as_bytes()) ^ u64::from(port)
 }
 
 impl Cluster {
@@ -110,6 +119,9 @@ impl Cluster {
         {
             return Ok(endpoint);
         }
+        if let Some(index) = selection.session.and_then(|session| self.of_session(session, selection.tried)) {
+            return Ok(self.endpoints[index].clone());
+        }
         let settings = self.balancer().settings();
         let now = settings.warmup.map(|_| Instant::now());
         let turn = if settings.algorithm == Algorithm::RoundRobin { self.state.turn() } else { 0 };
@@ -123,6 +135,14 @@ impl Cluster {
             Some(index) => Ok(self.endpoints[index].clone()),
             None => Err(Refused::NoEndpoint(self.why_none())),
         }
+    }
+
+    /// The endpoint of this name, unless it is gone, left out, or was tried.
+    fn of_session(&self, session: u64, tried: &[EndpointId]) -> Option<usize> {
+        let found =
+            self.balancer().candidates().find(|candidate| token_of(&candidate.workload, candidate.port) == session)?;
+        let seen = self.endpoints[found.index].health.seen(tried, None);
+        (!seen.ejected && !seen.tried).then_some(found.index)
     }
 
     fn why_none(&self) -> Cow<'static, str> {

@@ -3,6 +3,7 @@
 mod affinity;
 mod attempts;
 mod changes;
+mod session;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -63,7 +64,7 @@ impl Exchange<'_> {
         let cluster = session.shared.upstreams.cluster(&decided.snapshot, &forward.target);
         self.record.target = Some(forward.target.clone());
         let changes = Changes::begin(decision, forward, session, &mut decided)?;
-        let affinity = Affinity::of(&cluster, origin, &decided.admitted.view(&decided.head));
+        let affinity = Affinity::of(&cluster, decision, origin, &decided.admitted.view(&decided.head));
         self.copy(decision, forward, &mut decided);
         let policy = decision.retries();
         let sending = Sending { cluster: &cluster, policy: &policy, time: decision.timeout(), affinity };
@@ -105,7 +106,8 @@ impl Exchange<'_> {
         let mut deadline = time.map(|time| -> Deadline { Box::pin(ended.and(time)) });
         let session = &self.connection.session;
         let (client, principal) = (session.client_address, session.principal.as_ref());
-        let first = Selection { hash: affinity.hash, ..Selection::first(client, session.destination, principal) };
+        let first = Selection::first(client, session.destination, principal);
+        let first = Selection { hash: affinity.hash, session: affinity.endpoint(), ..first };
         let mut attempts = Attempts::new(cluster, policy, first, ended, head, body);
         let tried = match &mut deadline {
             None => tries::run(&mut attempts, policy).await,
@@ -130,7 +132,7 @@ impl Exchange<'_> {
         if let Some(taken) = &taken {
             let millis = u64::try_from(taken.time.as_millis()).unwrap_or(u64::MAX);
             headers.insert(SERVICE_TIME, HeaderValue::from(millis));
-            affinity.of_answer(headers);
+            affinity.of_answer(headers, taken);
         }
         if let Some(changes) = &changes {
             changes.of_answer(headers, taken.as_ref().and_then(Taken::address));

@@ -175,3 +175,33 @@ fn a_change_of_routes_is_live_for_the_next_request_of_a_connection() {
         assert_eq!(client.send_request(get("/")).await.unwrap().status(), 204);
     });
 }
+
+#[test]
+fn a_session_of_gateway_api_stays_with_its_endpoint_while_that_is_there() {
+    run(async {
+        let backends = [Backend::start().await, Backend::start().await, Backend::start().await];
+        let all: Vec<_> = backends.iter().collect();
+        let route = "\
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: cart, namespace: shop}
+spec:
+  parentRefs: [{group: networking.istio.io, kind: ServiceEntry, name: cart}]
+  rules:
+  - sessionPersistence: {sessionName: x-session, type: Header}
+    backendRefs: [{group: networking.istio.io, kind: Hostname, name: cart.example, port: 80}]
+";
+        let scene = Scene::new(&[service(&all, "HTTP"), route.to_owned()].join("---\n")).await;
+        let first = scene.get("/").await;
+        let session = first.header("x-session").to_owned();
+        assert!(!session.is_empty(), "{first:?}");
+        for _ in 0..10 {
+            let again = scene.ask(with(get("/"), &[("x-session", &session)])).await;
+            assert_eq!((&again.body, again.header("x-session")), (&first.body, ""));
+        }
+        let rest: Vec<_> = all.iter().copied().filter(|backend| backend.at.port().to_string() != first.body).collect();
+        scene.apply(&service(&rest, "HTTP"));
+        let moved = scene.ask(with(get("/"), &[("x-session", &session)])).await;
+        assert!(moved.status() == 200 && moved.body != first.body && moved.header("x-session") != session, "{moved:?}");
+    });
+}

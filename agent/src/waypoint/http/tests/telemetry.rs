@@ -83,3 +83,14 @@ fn a_client_that_goes_away_is_counted_as_that() {
         }
     });
 }
+
+/// The size of what `make` makes.
+fn size_of_future<A, B, F: Future>(_: fn(A, B) -> F) -> usize {
+    size_of::<F>()
+}
+
+#[test]
+fn a_connection_has_room_for_one_request_and_that_is_not_much() {
+    let size = size_of_future(exchange::answer);
+    assert!(size < 6 << 10, "{size}");
+}
