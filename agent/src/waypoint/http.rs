@@ -27,7 +27,6 @@ mod tries;
 mod upgrade;
 mod wire;
 
-use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -85,10 +84,7 @@ where
     let connection = Connection::new(session, watch);
     let service = {
         let connection = connection.clone();
-        service_fn(move |request| {
-            let answer = exchange::answer(connection.clone(), request);
-            async move { Ok::<_, Infallible>(answer.await) }
-        })
+        service_fn(move |request| exchange::answer(connection.clone(), request))
     };
     let mut serving = http1::Builder::new()
         .max_header_size(MAX_HEAD)
@@ -135,10 +131,7 @@ where
     let connection = Connection::new(session, Arc::<Watch>::default());
     let service = {
         let connection = connection.clone();
-        service_fn(move |request| {
-            let answer = exchange::answer(connection.clone(), request);
-            async move { Ok::<_, Infallible>(answer.await) }
-        })
+        service_fn(move |request| exchange::answer(connection.clone(), request))
     };
     let mut serving = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())

@@ -177,6 +177,20 @@ impl RetryOn {
         self.conditions & condition as u32 != 0
     }
 
+    /// Whether a request may be tried again that an endpoint has been sent, in HTTP/2 or not, gRPC or not: then there has
+    /// to be a copy of it.
+    pub fn reaches_sent(&self, http2: bool, grpc: bool) -> bool {
+        use Condition::{
+            Cancelled, DeadlineExceeded, GatewayError, Internal, RateLimited, RefusedStream, Reset, ResourceExhausted,
+            Retriable4xx, ServerError, Unavailable,
+        };
+        let any = |conditions: &[Condition]| conditions.iter().any(|condition| self.has(*condition));
+        any(&[ServerError, GatewayError, Reset, Retriable4xx, RateLimited])
+            || !self.statuses.is_empty()
+            || (http2 && self.has(RefusedStream))
+            || (grpc && any(&[Cancelled, DeadlineExceeded, Internal, ResourceExhausted, Unavailable]))
+    }
+
     /// Whether a request is tried again that ended like `attempt`.
     pub fn matches(&self, attempt: Attempt) -> bool {
         use Condition::{
@@ -276,6 +290,26 @@ mod tests {
         assert!(!on.matches(response(503, None)));
         assert!(on.matches(Attempt::ConnectFailure) && on.matches(Attempt::RefusedStream));
         assert!(on.matches(response(200, Some(14))) && !on.matches(Attempt::Reset { request_sent: true }));
+    }
+
+    #[test]
+    fn what_reaches_a_request_that_was_sent_matches_some_end_of_one() {
+        let sent = |http2: bool, grpc: bool| {
+            let statuses = (400..600).map(|status| response(status, None));
+            let grpc = (0..17).filter(move |_| grpc).map(|status| response(200, Some(status)));
+            let limited = Attempt::Response { status: 429, grpc_status: None, rate_limited: true };
+            let others = [Attempt::Reset { request_sent: true }, Attempt::Timeout, limited];
+            let refused = http2.then_some(Attempt::RefusedStream);
+            statuses.chain(grpc).chain(others).chain(refused)
+        };
+        let names = CONDITIONS.iter().map(|(name, _)| *name).chain(["503", "", "connect-failure,reset-before-request"]);
+        for on in names.map(|names| RetryOn::parse(names).0).chain([RetryOn::default()]) {
+            for (http2, grpc) in [(false, false), (false, true), (true, false), (true, true)] {
+                // Of a status of gRPC in what is no gRPC nobody makes anything.
+                let expected = sent(http2, grpc).any(|attempt| on.matches(attempt));
+                assert_eq!(on.reaches_sent(http2, grpc), expected, "{on} {http2} {grpc}");
+            }
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@
 mod forward;
 mod replies;
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use culvert_core::mesh::Snapshot;
@@ -41,20 +42,23 @@ pub(super) enum Answer {
 }
 
 /// The answer to a request, whoever gives it.
-pub(super) async fn answer(connection: Arc<Connection>, request: Request<Incoming>) -> Response<Body> {
+pub(super) async fn answer(
+    connection: Arc<Connection>,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Infallible> {
     let (head, incoming) = request.into_parts();
     let asked = asked(&head);
     let mut record = Record::begin(connection.clone(), asked.grpc);
     let body = record.of_request(Body::from(incoming));
     let exchange = Exchange { connection: &connection, record: &mut record };
-    match exchange.run(head, body).await {
+    Ok(match exchange.run(head, body).await {
         Ok(Answer::Http(response)) => record.of_response(response),
         Ok(Answer::Upgraded(response, ends)) => record.of_upgrade(response, ends),
         Err(reply) => {
             record.replied(&reply);
             record.of_response(reply.into_response(asked))
         }
-    }
+    })
 }
 
 fn asked(head: &Parts) -> Asked {
@@ -67,7 +71,7 @@ struct Exchange<'e> {
     record: &'e mut Record,
 }
 
-/// A request that has been judged, and what was decided.
+/// A request that has been judged. Boxed: it is handed on from step to step.
 struct Decided {
     snapshot: Arc<Snapshot>,
     head: Parts,
@@ -103,7 +107,7 @@ impl Exchange<'_> {
         }
         self.record.rule = decision.as_ref().and_then(|decision| decision.rule.clone());
         let upgrade = upgrade.filter(|_| admitted.upgrade.is_some());
-        let decided = Decided { snapshot: snapshot.clone(), head, admitted, body, upgrade };
+        let decided = Box::new(Decided { snapshot: snapshot.clone(), head, admitted, body, upgrade });
         let answer = match (&decision, &origin, &target) {
             (Some(decision), Some(origin), _) => self.act(origin, decision, decided).await,
             (_, _, SessionTarget::Workload(workload, port)) => self.forward_to(workload, *port, decided).await,
@@ -152,7 +156,7 @@ impl Exchange<'_> {
         self,
         origin: &Origin<'_>,
         decision: &RouteDecision,
-        decided: Decided,
+        decided: Box<Decided>,
     ) -> Result<Answer, Box<LocalReply>> {
         if let Some(delay) = decision.delay {
             self.record.flags |= Flags::DELAY_INJECTED;

@@ -22,8 +22,8 @@ pub(super) trait Tries: Send {
 /// Why there is no further try, though the policy asks for one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NoRetry {
-    /// The body of the request is gone.
-    BodyLost,
+    /// The request is gone, or its body is.
+    Lost,
     /// There are as many retries as there may be at a time.
     Overflow,
 }
@@ -73,7 +73,7 @@ fn tries_again(tries: &mut impl Tries, policy: &RetryPolicy, attempts: u32) -> R
     match tries.admit() {
         Ok(()) => Ok(policy.wait(attempts, &mut rand::rng())),
         Err(NoRetry::Overflow) => Err(Flags::UPSTREAM_OVERFLOW),
-        Err(NoRetry::BodyLost) => Err(Flags::NONE),
+        Err(NoRetry::Lost) => Err(Flags::NONE),
     }
 }
 
@@ -159,7 +159,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn without_a_place_for_a_retry_the_first_answer_counts() {
-        for (why, expected) in [(NoRetry::Overflow, Flags::UPSTREAM_OVERFLOW), (NoRetry::BodyLost, Flags::NONE)] {
+        for (why, expected) in [(NoRetry::Overflow, Flags::UPSTREAM_OVERFLOW), (NoRetry::Lost, Flags::NONE)] {
             let (status, attempts, flags, _) = play(&on("5xx", 2), [Ok(500), Ok(200)], [Err(why)]).await;
             assert_eq!((status, attempts, flags), (Some(500), 1, expected));
         }

@@ -63,6 +63,14 @@ impl Lease {
     /// There is no answer. A request of which certainly nothing was sent, since a connection that was kept turned out
     /// to be closed, has been sent over another.
     pub async fn send(self, request: Request<Body>) -> Result<Response<Body>, SendError> {
+        self.send_from(&mut Some(request)).await
+    }
+
+    /// The same: what was not sent is still in `request` afterwards, as the endpoint's protocol has it.
+    ///
+    /// # Errors
+    /// There is no answer.
+    pub async fn send_from(self, request: &mut Option<Request<Body>>) -> Result<Response<Body>, SendError> {
         let Self { place, behalf, via } = self;
         match via {
             Via::Http1 => alone(place, &behalf, request).await,
@@ -72,9 +80,13 @@ impl Lease {
 }
 
 /// Over HTTP/1.1.
-async fn alone(mut place: Place, behalf: &Behalf, mut request: Request<Body>) -> Result<Response<Body>, SendError> {
-    head::for_http1(&mut request);
-    let is_connect = request.method() == http::Method::CONNECT;
+async fn alone(
+    mut place: Place,
+    behalf: &Behalf,
+    request: &mut Option<Request<Body>>,
+) -> Result<Response<Body>, SendError> {
+    request.iter_mut().for_each(head::for_http1);
+    let is_connect = request.as_ref().is_some_and(|request| request.method() == http::Method::CONNECT);
     for _ in 0..MAX_STALE {
         let mut conn = match place.spare.take() {
             Some(conn) => conn,
@@ -87,6 +99,7 @@ async fn alone(mut place: Place, behalf: &Behalf, mut request: Request<Body>) ->
         // One that is handed on may be about to finish what it carried.
         let sent = match conn.sender.ready().await {
             Ok(()) => {
+                let Some(request) = request.take() else { break };
                 conn.served += 1;
                 conn.sender.try_send_request(request).await
             }
@@ -99,7 +112,7 @@ async fn alone(mut place: Place, behalf: &Behalf, mut request: Request<Body>) ->
             Ok(response) => return Ok(exchange::begin(response, place, Over::Http1(conn), is_connect)),
             Err(mut error) => match error.take_message() {
                 Some(unsent) => {
-                    request = unsent;
+                    *request = Some(unsent);
                     place.spare = http1::take(place.endpoint(), behalf);
                 }
                 None => return Err(failed(&place, of_hyper(&error.into_error(), true))),
@@ -114,9 +127,10 @@ async fn among_others(
     mut place: Place,
     behalf: &Behalf,
     mut spare: Option<http2::Ticket>,
-    mut request: Request<Body>,
+    request: &mut Option<Request<Body>>,
 ) -> Result<Response<Body>, SendError> {
-    head::for_http2(&mut request, place.endpoint().settings.tls.is_some());
+    let is_tls = place.endpoint().settings.tls.is_some();
+    request.iter_mut().for_each(|request| head::for_http2(request, is_tls));
     for _ in 0..MAX_STALE {
         let ticket = match spare.take() {
             Some(ticket) => ticket,
@@ -126,11 +140,12 @@ async fn among_others(
             }
         };
         place.begin()?;
-        match ticket.sender().try_send_request(request).await {
+        let Some(head) = request.take() else { break };
+        match ticket.sender().try_send_request(head).await {
             Ok(response) => return Ok(exchange::begin(response, place, Over::Http2(ticket), false)),
             Err(mut error) => match error.take_message() {
                 Some(unsent) => {
-                    request = unsent;
+                    *request = Some(unsent);
                     spare = http2::take(place.endpoint(), behalf);
                 }
                 None => return Err(failed(&place, of_hyper(&error.into_error(), true))),

@@ -43,7 +43,7 @@ impl Exchange<'_> {
         self,
         workload: &Arc<Workload>,
         port: u16,
-        decided: Decided,
+        decided: Box<Decided>,
     ) -> Result<Answer, Box<LocalReply>> {
         let upstreams = &self.connection.session.shared.upstreams;
         let cluster = upstreams.workload(&decided.snapshot, workload, port);
@@ -58,7 +58,7 @@ impl Exchange<'_> {
         origin: &Origin<'_>,
         decision: &RouteDecision,
         forward: &Forward,
-        mut decided: Decided,
+        mut decided: Box<Decided>,
     ) -> Result<Answer, Box<LocalReply>> {
         let session = &self.connection.session;
         let cluster = session.shared.upstreams.cluster(&decided.snapshot, &forward.target);
@@ -89,9 +89,9 @@ impl Exchange<'_> {
         self,
         sending: Sending<'_>,
         changes: Option<Changes<'_>>,
-        decided: Decided,
+        decided: Box<Decided>,
     ) -> Result<Answer, Box<LocalReply>> {
-        let Decided { mut head, body, upgrade, .. } = decided;
+        let Decided { mut head, body, upgrade, .. } = *decided;
         let Sending { cluster, policy, time, mut affinity } = sending;
         let time = deadline::allowed(time, &head.headers);
         if let Some(least) = policy.per_try_timeout.into_iter().chain(time).min() {
@@ -111,11 +111,17 @@ impl Exchange<'_> {
         let mut attempts = Attempts::new(cluster, policy, first, ended, head, body);
         let tried = match &mut deadline {
             None => tries::run(&mut attempts, policy).await,
-            Some(deadline) => tokio::select! {
-                biased;
-                tried = tries::run(&mut attempts, policy) => tried,
-                () = deadline => attempts.timed_out(),
-            },
+            // Boxed, so that what has all the time there is does not carry the room for it.
+            Some(deadline) => {
+                let within = async {
+                    tokio::select! {
+                        biased;
+                        tried = tries::run(&mut attempts, policy) => tried,
+                        () = deadline => attempts.timed_out(),
+                    }
+                };
+                Box::pin(within).await
+            }
         };
         let taken = attempts.taken();
         self.record.tried(&tried, taken.as_ref());

@@ -1,5 +1,7 @@
 //! gRPC: trailers, messages both ways, and errors in its own words.
 
+use std::convert::Infallible;
+
 use http_body_util::StreamBody;
 use hyper::body::Frame;
 use tokio::sync::mpsc;

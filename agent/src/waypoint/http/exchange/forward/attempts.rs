@@ -18,6 +18,7 @@ use crate::waypoint::body::Body;
 use crate::waypoint::http::deadline::Ended;
 use crate::waypoint::http::failure::Failure;
 use crate::waypoint::http::replay::Replay;
+use crate::waypoint::http::reply::is_grpc;
 use crate::waypoint::http::tries::{NoRetry, Tried, Tries};
 use crate::waypoint::upstream::{Cluster, EndpointId, Lease, Refused, Reporter, Selection};
 
@@ -31,8 +32,9 @@ pub(super) struct Attempts<'a> {
     version: Version,
     /// When the time of a try begins.
     ended: Ended,
-    /// `None` once it has been sent for the last time.
+    /// `None` while an endpoint has it, and once it has been sent for the last time.
     head: Option<Parts>,
+    grpc: bool,
     body: Content,
     /// Endpoints that were tried.
     tried: SmallVec<[EndpointId; 2]>,
@@ -95,6 +97,7 @@ impl<'a> Attempts<'a> {
             selection,
             version: head.version,
             ended,
+            grpc: is_grpc(&head.headers),
             head: Some(head),
             body,
             tried: SmallVec::new(),
@@ -124,16 +127,25 @@ impl<'a> Attempts<'a> {
         self.cluster.select(Selection { tried, is_retry, ..self.selection }, self.version)
     }
 
-    /// The request for the next try.
-    fn request(&mut self) -> Option<Request<Body>> {
-        let is_last = self.number > self.policy.attempts;
-        let head = if is_last { self.head.take() } else { self.head.clone() }?;
+    /// The request for the next try, over HTTP/2 or not. It is copied only where one that was sent may be tried again.
+    fn request(&mut self, http2: bool) -> Option<Request<Body>> {
+        let may_be_last = self.number > self.policy.attempts || !self.policy.on.reaches_sent(http2, self.grpc);
+        let head = if may_be_last { self.head.take() } else { self.head.clone() }?;
         let body = match &mut self.body {
             Content::Nothing => Body::empty(),
             Content::Once(body) => body.take()?,
             Content::Again(replay) => replay.turn(),
         };
         Some(Request::from_parts(head, body))
+    }
+}
+
+/// What comes of `work`, unless `end` comes first.
+async fn within<T>(work: impl Future<Output = T>, end: impl Future<Output = ()>) -> Option<T> {
+    tokio::select! {
+        biased;
+        done = work => Some(done),
+        () = end => None,
     }
 }
 
@@ -147,18 +159,17 @@ impl Tries for Attempts<'_> {
         if lease.is_http2() && self.head.as_ref().is_some_and(|head| head.headers.contains_key(UPGRADE)) {
             return Err(Failure::not_over_http2());
         }
-        let Some(request) = self.request() else { return Err(Failure::overflow("the request is gone")) };
+        let mut request = self.request(lease.is_http2());
         self.tried.push(lease.id());
         let (candidate, reporter) = (lease.endpoint(), lease.reporter());
         let (workload, port) = (candidate.workload.clone(), candidate.port);
         self.last = Some(Last { workload, port, began: Instant::now(), time: None, reporter });
-        let sent = lease.send(request);
+        let sent = lease.send_from(&mut request);
         let outcome = match self.policy.per_try_timeout {
             None => sent.await,
-            Some(time) => tokio::select! {
-                biased;
-                outcome = sent => outcome,
-                () = self.ended.and(time) => {
+            Some(time) => match Box::pin(within(sent, self.ended.and(time))).await {
+                Some(outcome) => outcome,
+                None => {
                     self.last.iter().for_each(|last| last.reporter.timed_out());
                     return Err(Failure::try_timeout());
                 }
@@ -167,14 +178,20 @@ impl Tries for Attempts<'_> {
         if let Some(last) = &mut self.last {
             last.time = Some(last.began.elapsed());
         }
+        if let Some(unsent) = request {
+            self.head = Some(unsent.into_parts().0);
+        }
         Ok(outcome?)
     }
 
     fn admit(&mut self) -> Result<(), NoRetry> {
-        if let Content::Again(replay) = &self.body
-            && !replay.is_whole()
-        {
-            return Err(NoRetry::BodyLost);
+        let is_whole = match &self.body {
+            Content::Nothing => true,
+            Content::Once(body) => body.is_some(),
+            Content::Again(replay) => replay.is_whole(),
+        };
+        if self.head.is_none() || !is_whole {
+            return Err(NoRetry::Lost);
         }
         let chosen = self.select(true);
         if let Err(Refused::Overflow(Overflow::Retries)) = chosen {
