@@ -235,7 +235,7 @@ mod tests {
             granted.extend(rule["resources"].as_array().unwrap().iter().map(|name| name.as_str().unwrap().to_owned()));
         }
         let plural = |kind: &culvert_api::Kind| match kind.as_str().to_lowercase() {
-            name if name.ends_with('y') => format!("{}ies", &name[..name.len() - 1]),
+            name if name.ends_with('y') && !name.ends_with("ay") => format!("{}ies", &name[..name.len() - 1]),
             name => format!("{name}s"),
         };
         let kinds = culvert_api::Kind::ALL.iter().map(plural);
