@@ -8,7 +8,7 @@
 //! | [`connection`] | the record of one connection, and the one place that decides the direction of bytes |
 //! | `labels`, `series` | the label sets of Istio's L4 metrics, and the counters behind them |
 //! | [`requests`], `flags` | Istio's metrics of requests, and why one did not go well |
-//! | `access_log` | one line for each closed connection, written off the data path |
+//! | `access_log`, [`request_line`] | one line for each closed connection, and each request of a waypoint, written off the data path |
 //! | [`logging`] | the log, its format, its level at runtime |
 //! | `peer_lines` | a bound on the lines that strangers cause |
 
@@ -20,12 +20,13 @@ mod line;
 pub mod logging;
 mod peer_lines;
 mod registry;
+pub mod request_line;
 pub mod requests;
 mod samples;
 mod series;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use access_log::AccessLog;
 pub use connection::{

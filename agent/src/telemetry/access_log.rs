@@ -1,6 +1,6 @@
 //! One line for each connection, as ztunnel writes them (target `access`): `connection opened` at debug, `connection
 //! complete` at info or, with an `error`, at error, `connection failed` at warn where it was refused before anything
-//! was known about it.
+//! was known about it. And one for each request of a waypoint, at info, as Envoy writes them ([`super::request_line`]).
 //!
 //! Lines are made and written by a thread of their own. The data path hands over the record it has anyway, and never
 //! waits: when the thread cannot keep up, lines are dropped, and counted. Of the connections that policy denies only so
@@ -23,6 +23,7 @@ use super::connection::{ConnectionInfo, Direction, Open, ResponseFlags, Security
 use super::line::Line;
 use super::logging::LogFormat;
 use super::peer_lines::Limit;
+use super::request_line::RequestLine;
 
 /// Records that wait to be written; each is a pointer here and about 300 bytes elsewhere.
 const QUEUE: usize = 4096;
@@ -52,6 +53,7 @@ enum Message {
     Opened(SystemTime, Box<ConnectionInfo>),
     Closed(SystemTime, Box<Open>),
     Failed(SystemTime, Box<Failed>),
+    Request(Box<RequestLine>),
     Flush(SyncSender<()>),
 }
 
@@ -136,6 +138,16 @@ impl AccessLog {
     pub(super) fn failed(&self, direction: Direction, source: SocketAddr, destination: SocketAddr, error: String) {
         let failed = || Box::new(Failed { direction, source, destination, error });
         self.hand_over(Level::WARN, || Message::Failed(SystemTime::now(), failed()));
+    }
+
+    /// Whether requests have lines now.
+    pub fn takes_requests(&self) -> bool {
+        self.0.as_ref().is_some_and(|queue| (queue.enabled)(Level::INFO))
+    }
+
+    /// A request of a waypoint is over.
+    pub fn request(&self, line: Box<RequestLine>) {
+        self.hand_over(Level::INFO, || Message::Request(line));
     }
 
     fn hand_over(&self, level: Level, message: impl FnOnce() -> Message) {
@@ -229,6 +241,7 @@ fn add(text: &mut String, format: LogFormat, message: Message) -> Option<SyncSen
             line.text("error", &failed.error);
             line.end();
         }
+        Message::Request(request) => request.write(text, format),
         Message::Flush(done) => return Some(done),
     }
     None

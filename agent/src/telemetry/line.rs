@@ -135,15 +135,20 @@ impl<'a> Line<'a> {
         self.out.push('"');
     }
 
-    /// RFC 3339 with microseconds, UTC.
     fn timestamp(&mut self, time: SystemTime) {
-        let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let (days, seconds) = (since.as_secs() / 86400, since.as_secs() % 86400);
-        let (year, month, day) = date(days);
-        let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-        let micros = since.subsec_micros();
-        self.push(format_args!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{micros:06}Z"));
+        timestamp(self.out, time);
     }
+}
+
+/// RFC 3339 with microseconds, UTC.
+pub(super) fn timestamp(out: &mut String, time: SystemTime) {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let (days, seconds) = (since.as_secs() / 86400, since.as_secs() % 86400);
+    let (year, month, day) = date(days);
+    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    let micros = since.subsec_micros();
+    // A string takes everything.
+    let _ = write!(out, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{micros:06}Z");
 }
 
 /// A message may carry what a peer or a file said: it must not look like two lines.

@@ -143,7 +143,7 @@ impl World {
         let config = configuration(&topology, routes)?;
         let mut mesh = AgentConfig::with_binary(release("culvert"), config.path());
         mesh.log_directory = Some(topology.scope().directory().to_path_buf());
-        let mut culvert = Waypoint::start(topology.pod("waypoint"), &mesh, &["--worker-threads", "1"])?;
+        let mut culvert = Waypoint::start(topology.pod("waypoint"), &mesh, &["--workers", "1"])?;
         culvert.wait_ready(READY)?;
         let leaf = topology.scope().directory().join("envoy");
         let issue = ["issue", &mesh.ca.to_string_lossy(), IDENTITY, &leaf.to_string_lossy()].map(str::to_owned);

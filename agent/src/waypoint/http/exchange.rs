@@ -49,6 +49,7 @@ pub(super) async fn answer(
     let (head, incoming) = request.into_parts();
     let asked = asked(&head);
     let mut record = Record::begin(connection.clone(), asked.grpc);
+    record.note(&head);
     let body = record.of_request(Body::from(incoming));
     let exchange = Exchange { connection: &connection, record: &mut record };
     Ok(match exchange.run(head, body).await {
@@ -95,6 +96,7 @@ impl Exchange<'_> {
         let upgrade = head.extensions.remove::<OnUpgrade>();
         let paths = snapshot.options().path_normalization;
         let admitted = head::admit(&mut head, paths, || default_host(&target))?;
+        self.record.note_id(&head.headers);
         let origin = origin(session, &target);
         let decide = |head: &Parts| {
             let origin = origin.as_ref()?;

@@ -24,6 +24,7 @@ use super::reply::LocalReply;
 use crate::telemetry::Flags;
 
 pub(super) use hops::{Upgrade, strip_answer};
+pub(super) use trust::REQUEST_ID;
 
 /// The most headers of a request, Envoy's default.
 pub(super) const MAX_HEADERS: usize = 100;
@@ -93,7 +94,7 @@ pub(super) fn ambiguous() -> Box<LocalReply> {
     bad("http1.content_length_and_chunked_not_allowed")
 }
 
-fn protocol(version: Version) -> &'static str {
+pub(super) fn protocol(version: Version) -> &'static str {
     match version {
         Version::HTTP_10 => "HTTP/1.0",
         Version::HTTP_2 => "HTTP/2",

@@ -1,4 +1,4 @@
-//! What is known of a request once it is over, in one place: metrics follow from it.
+//! What is known of a request once it is over, in one place: metrics and the access log follow from it.
 //!
 //! A [`Record`] begins with the head of a request and ends with the last byte of its answer. It travels with the
 //! request, then with the answer's body, and whatever becomes of those, ends once.
@@ -13,14 +13,17 @@ use std::time::Instant;
 use bytes::Bytes;
 use culvert_core::route::decide::Target;
 use culvert_core::route::http::HttpRule;
-use http::{HeaderMap, Response, StatusCode};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
 use self::messages::Messages;
 use super::connection::Connection;
 use super::exchange::Taken;
+use super::head::{self, REQUEST_ID};
 use super::reply::LocalReply;
 use super::tries::{Tried, grpc_status};
 use super::upgrade::{self, Ends};
+use crate::telemetry::request_line::{RequestHead, RequestLine, UpstreamName};
 use crate::telemetry::requests::{RequestLabels, RequestSizes};
 use crate::telemetry::{Flags, SecurityPolicy};
 use crate::waypoint::body::{Body, BodyError, End, Observer};
@@ -49,6 +52,16 @@ pub(super) struct Record {
     response_bytes: u64,
     response_messages: Messages,
     finished: bool,
+    /// What its line in the access log begins with, where it is to have one.
+    said: Option<Box<Said>>,
+}
+
+/// What a request said of itself.
+#[derive(Debug)]
+struct Said {
+    head: RequestHead,
+    /// Its `x-request-id`, once it has one.
+    id: Option<HeaderValue>,
 }
 
 /// What has passed of a request's body.
@@ -84,7 +97,24 @@ impl Record {
             response_bytes: 0,
             response_messages: Messages::new(grpc),
             finished: false,
+            said: None,
         })
+    }
+
+    /// What it says of itself, before anything is made of it.
+    pub(super) fn note(&mut self, head: &Parts) {
+        if self.connection.session.shared.telemetry.access_log().takes_requests() {
+            let protocol = head::protocol(head.version);
+            let head = RequestHead::new(&head.method, &head.uri, protocol, &head.headers);
+            self.said = Some(Box::new(Said { head, id: None }));
+        }
+    }
+
+    /// The id by which other logs know it.
+    pub(super) fn note_id(&mut self, headers: &HeaderMap) {
+        if let Some(said) = &mut self.said {
+            said.id = headers.get(REQUEST_ID).cloned();
+        }
     }
 
     /// Counts what passes of the request's body.
@@ -149,7 +179,6 @@ impl Record {
         if std::mem::replace(&mut self.finished, true) {
             return;
         }
-        let session = &self.connection.session;
         let passed = |count: fn(&Passed) -> &AtomicU64| {
             self.request.as_ref().map_or(0, |passed| count(passed).load(Ordering::Relaxed))
         };
@@ -160,6 +189,8 @@ impl Record {
             request_messages: passed(|passed| &passed.messages),
             response_messages: self.response_messages.count(),
         };
+        self.log(&sizes);
+        let session = &self.connection.session;
         let labels = RequestLabels {
             source: session.client.clone(),
             source_identity: session.principal.clone(),
@@ -172,16 +203,33 @@ impl Record {
             flags: self.flags,
         };
         self.connection.count(&labels, &sizes);
-        tracing::trace!(
-            target: "culvert::waypoint::requests",
-            code = self.code,
-            flags = %self.flags,
-            details = %self.details,
-            attempts = self.attempts,
-            rule = self.rule.as_ref().map(|rule| rule.resource.to_string()),
-            upstream = ?self.taken.as_ref().map(|taken| (taken.address(), taken.time)),
-            "request"
-        );
+    }
+
+    /// Writes its line.
+    fn log(&mut self, sizes: &RequestSizes) {
+        let Some(said) = self.said.take() else { return };
+        let session = &self.connection.session;
+        let name = |target: &Target| UpstreamName {
+            host: target.service.key.hostname.clone(),
+            port: target.port,
+            subset: target.subset.clone(),
+        };
+        session.shared.telemetry.access_log().request(Box::new(RequestLine {
+            head: said.head,
+            request_id: said.id,
+            code: self.code,
+            flags: self.flags,
+            details: self.details.clone(),
+            bytes_received: sizes.request_bytes,
+            bytes_sent: sizes.response_bytes,
+            duration: sizes.duration,
+            upstream_service_time: self.taken.as_ref().map(|taken| taken.time),
+            upstream_host: self.taken.as_ref().and_then(Taken::address),
+            upstream: self.target.as_ref().map(name),
+            downstream_local: session.destination,
+            downstream_remote: session.client_address,
+            route: self.rule.as_ref().map(|rule| (*rule.name).into()),
+        }));
     }
 }
 

@@ -25,10 +25,13 @@ use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::sync::watch;
+use tracing::Level;
 
 use super::*;
 use crate::ca::testing::{Root, ScriptedCa};
 use crate::identity::{CertificateStore, StoreOptions, SystemClock};
+use crate::telemetry::logging::LogFormat;
+use crate::telemetry::tests::Written;
 use crate::telemetry::{AccessLog, Telemetry};
 use crate::waypoint::place::Own;
 use crate::waypoint::session::Arrival;
@@ -52,6 +55,8 @@ struct Scene {
     view: Arc<ArcSwap<Snapshot>>,
     shared: Arc<Shared>,
     draining: watch::Sender<bool>,
+    /// The access log.
+    log: Written,
 }
 
 const WAYPOINT: &str = "\
@@ -87,9 +92,10 @@ impl Scene {
         let own = Own { gateway: NamespacedName::new("shop", "way"), workload, identity };
         let view = Arc::new(ArcSwap::new(snapshot));
         let draining = watch::Sender::new(false);
-        let telemetry = Telemetry::new(AccessLog::off());
+        let log = Written::default();
+        let telemetry = Telemetry::new(AccessLog::to(LogFormat::Text, |level| level < Level::DEBUG, log.clone()));
         let shared = Shared::new(own, view.clone(), certificates, telemetry, Workers::here(), draining.subscribe());
-        Self { mesh: Mutex::new(mesh), view, shared, draining }
+        Self { mesh: Mutex::new(mesh), view, shared, draining, log }
     }
 
     /// One with this service and this VirtualService of its.

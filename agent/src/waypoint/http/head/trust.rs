@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderValue, Version};
 use smallvec::SmallVec;
 
 /// `x-request-id`.
-pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(in crate::waypoint::http) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// `x-forwarded-proto`.
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 

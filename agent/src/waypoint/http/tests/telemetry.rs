@@ -92,6 +92,31 @@ fn size_of_future<A, B, F: Future>(_: fn(A, B) -> F) -> usize {
 #[test]
 fn a_connection_has_room_for_one_request_and_that_is_not_much() {
     let size = size_of_future(exchange::answer);
-    println!("{size} bytes");
     assert!(size < 8 << 10, "{size}");
+}
+
+#[test]
+fn each_request_has_a_line_in_the_access_log() {
+    run(async {
+        let backend = Backend::start().await;
+        let scene = Scene::with(
+            &[&backend],
+            "- match: [{uri: {prefix: /gone}}]\n  name: gone\n  directResponse: {status: 410}\n- route: [{destination: {host: cart.example}}]\n",
+        )
+        .await;
+        let headers = [("x-request-id", "r1"), ("user-agent", "a\"b")];
+        scene.ask(with(post("/echo?q=1", "hello"), &headers)).await;
+        scene.get("/gone").await;
+        scene.shared.telemetry.access_log().flush(Duration::from_secs(5));
+        let text = scene.log.text();
+        let lines: Vec<_> = text.lines().filter_map(|line| line.split_once("] ").map(|(_, rest)| rest)).collect();
+        let [echoed, gone] = *lines else { panic!("{text}") };
+        assert!(echoed.starts_with("\"POST /echo?q=1 HTTP/1.1\" 200 - via_upstream - \"-\" 5 5 "), "{echoed}");
+        let upstream = format!("\"{}\" inbound-vip|80|http|{HOST};", backend.at);
+        for part in [" \"a\\\"b\" \"r1\" ", &upstream, " 240.0.0.1:80 10.1.1.1:4000 - "] {
+            assert!(echoed.contains(part), "{part} in {echoed}");
+        }
+        assert!(gone.starts_with("\"GET /gone HTTP/1.1\" 410 - direct_response "), "{gone}");
+        assert!(gone.ends_with(" 240.0.0.1:80 10.1.1.1:4000 - gone"), "{gone}");
+    });
 }
