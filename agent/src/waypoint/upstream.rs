@@ -3,7 +3,7 @@
 //! | module | what it is for |
 //! |---|---|
 //! | `registry` | the clusters there are; each is kept for as long as what it is made of stays the same |
-//! | [`cluster`] | endpoints of a service, and what DestinationRules say of them |
+//! | `cluster` | endpoints of a service, and what DestinationRules say of them |
 //! | [`select`] | choosing an endpoint, and taking a place under the limits |
 //! | [`lease`], `exchange` | a request's way there, and its answer's way back |
 //! | `http1`, `http2` | connections that carry requests, kept for further ones |

@@ -78,7 +78,7 @@ pub struct Choice<'r, R> {
     pub hash: Option<u64>,
     /// How many choices there have been, for `ROUND_ROBIN`.
     pub turn: u64,
-    /// Whether ejections count no longer, because too many are ejected.
+    /// Whether ejections do not count: because nobody is ejected, which saves looking at everybody, or too many are.
     pub ignore_ejections: bool,
     /// Chance.
     pub rng: &'r mut R,
@@ -148,7 +148,7 @@ impl Balancer {
 
     /// Chooses an endpoint; `None` if there is none that may be.
     ///
-    /// Of one priority and one share this looks at a few endpoints; of several it has to know how each does.
+    /// This looks at a few endpoints; where there are several priorities or shares, and some are ejected, at each.
     pub fn choose<R: rand::Rng>(
         &self,
         choice: &mut Choice<'_, R>,
@@ -161,6 +161,7 @@ impl Balancer {
         };
         let availabilities: Vec<f64> = match &*self.levels {
             [_] | [] => Vec::new(),
+            levels if ignore_ejections => vec![1.0; levels.len()],
             levels => levels.iter().map(|level| level.availability(&state)).collect(),
         };
         // A hash decides everything, so that the same key comes to the same endpoint.
@@ -176,7 +177,8 @@ impl Balancer {
         let share = match &*level.shares {
             [only] => only,
             shares => {
-                let of = |share: &Share| f64::from(share.weight) * share.availability(&state);
+                let availability = |share: &Share| if ignore_ejections { 1.0 } else { share.availability(&state) };
+                let of = |share: &Share| f64::from(share.weight) * availability(share);
                 let weights: Vec<f64> = shares.iter().map(of).collect();
                 let total: f64 = weights.iter().sum();
                 if total <= 0.0 {

@@ -19,8 +19,8 @@ use super::usage::add;
 pub(super) struct Watch {
     settings: OutlierSettings,
     kept: Mutex<Kept>,
-    /// So many are left out that it counts no longer.
-    overruled: AtomicBool,
+    /// Nobody is left out, or so many that it counts no longer.
+    ignored: AtomicBool,
     /// Times are told from here.
     epoch: Instant,
     pub(super) ejections: Ejections,
@@ -48,7 +48,7 @@ impl Watch {
         Arc::new(Self {
             settings,
             kept: Mutex::new(Kept { detector, members: HashMap::new(), sweeping: false }),
-            overruled: AtomicBool::new(false),
+            ignored: AtomicBool::new(true),
             epoch: Instant::now(),
             ejections: Ejections::default(),
         })
@@ -64,12 +64,16 @@ impl Watch {
         kept.members = members.map(|health| (health.id, health.clone())).collect();
         let Kept { detector, members, .. } = &mut *kept;
         detector.set_hosts(members.keys());
-        self.overruled.store(detector.is_overruled(), Ordering::Relaxed);
+        self.note(detector);
     }
 
-    /// Whether all endpoints are used because too few are well (`minHealthPercent`).
-    pub(super) fn is_overruled(&self) -> bool {
-        self.overruled.load(Ordering::Relaxed)
+    /// Whether all endpoints are used: because nobody is left out, or because too few are well (`minHealthPercent`).
+    pub(super) fn is_ignored(&self) -> bool {
+        self.ignored.load(Ordering::Relaxed)
+    }
+
+    fn note(&self, detector: &Detector<EndpointId>) {
+        self.ignored.store(detector.ejected() == 0 || detector.is_overruled(), Ordering::Relaxed);
     }
 
     /// How many are left out now.
@@ -89,7 +93,7 @@ impl Watch {
         health.troubled.store(is_bad || !forgives, Ordering::Relaxed);
         let Some(why) = kept.detector.record(&health.id, outcome, self.epoch.elapsed()) else { return };
         health.ejected.store(true, Ordering::Relaxed);
-        self.overruled.store(kept.detector.is_overruled(), Ordering::Relaxed);
+        self.note(&kept.detector);
         add(match why {
             Ejection::Errors => &self.ejections.errors,
             Ejection::GatewayErrors => &self.ejections.gateway_errors,
@@ -125,7 +129,7 @@ impl Watch {
                 health.ejected.store(false, Ordering::Relaxed);
             }
         }
-        self.overruled.store(kept.detector.is_overruled(), Ordering::Relaxed);
+        self.note(&kept.detector);
         kept.sweeping = !kept.detector.is_quiet();
         kept.sweeping.then(|| kept.detector.next_sweep())
     }

@@ -125,7 +125,7 @@ impl Cluster {
         let settings = self.balancer().settings();
         let now = settings.warmup.map(|_| Instant::now());
         let turn = if settings.algorithm == Algorithm::RoundRobin { self.state.turn() } else { 0 };
-        let ignore_ejections = self.state.watch.load().as_ref().is_some_and(|watch| watch.is_overruled());
+        let ignore_ejections = self.state.watch.load().as_ref().is_none_or(|watch| watch.is_ignored());
         let chosen = RNG.with_borrow_mut(|rng| {
             let mut choice = Choice { hash: selection.hash, turn, ignore_ejections, rng };
             let state = |candidate: &Candidate| self.endpoints[candidate.index].health.seen(selection.tried, now);

@@ -6,6 +6,7 @@ mod limits;
 mod outliers;
 mod protocols;
 mod reuse;
+mod tls;
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};

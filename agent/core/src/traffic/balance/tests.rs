@@ -214,6 +214,24 @@ fn the_nearest_are_taken_until_they_fail() {
 }
 
 #[test]
+fn while_nobody_is_ejected_only_those_who_may_be_chosen_are_looked_at() {
+    let shares = vec![("eu/*".into(), 50), ("us/*".into(), 50)];
+    let distribute = Locality::Distribute(vec![("*".into(), shares)]);
+    for locality in [Locality::Failover(Vec::new()), distribute] {
+        let settings = LoadBalancer { locality: Some(locality), ..algorithm(Algorithm::Random) };
+        let balancer = balancer(settings, true, None);
+        let (mut rng, looked) = (SmallRng::seed_from_u64(1), std::cell::Cell::new(0));
+        let mut choice = Choice { hash: None, turn: 0, ignore_ejections: true, rng: &mut rng };
+        let count = |_: &Candidate| {
+            looked.set(looked.get() + 1);
+            State::default()
+        };
+        assert!(balancer.choose(&mut choice, count).is_some());
+        assert_eq!(looked.get(), 1);
+    }
+}
+
+#[test]
 fn labels_make_priorities_by_how_many_are_alike_from_the_first_on() {
     let priority = |labels: &[(&str, Option<&str>)]| LoadBalancer {
         locality: Some(Locality::Priority(labels.iter().map(|(k, v)| ((*k).into(), v.map(Into::into))).collect())),
