@@ -11,13 +11,13 @@
 //!
 //! | module | what it is for |
 //! |---|---|
-//! | [`guard`] | what applies to a target, found once for each snapshot |
-//! | [`token`] | from a request's tokens to who it is |
-//! | [`jwks`] | the keys of issuers that are elsewhere |
-//! | [`ext_authz`] | providers |
-//! | [`xfcc`] | telling applications who their client is |
-//! | [`refusal`] | the answers to who may not |
-//! | [`reach`] | how providers and key servers in the mesh are reached |
+//! | `guard` | what applies to a target, found once for each snapshot |
+//! | `token` | from a request's tokens to who it is |
+//! | `jwks` | the keys of issuers that are elsewhere |
+//! | `ext_authz` | providers |
+//! | `xfcc` | telling applications who their client is |
+//! | `refusal` | the answers to who may not |
+//! | `reach` | how providers and key servers in the mesh are reached |
 
 mod ext_authz;
 mod guard;

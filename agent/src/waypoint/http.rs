@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `wire`, `framing` | the bytes of HTTP/1: heads that come too slowly, or say their length in two ways |
 //! | `connection` | a client's connection as its requests see it |
-//! | [`exchange`] | the steps of one request |
+//! | `exchange` | the steps of one request |
 //! | `head` | a request's head, brought into the one form that all else relies on |
 //! | `tries`, `replay`, `deadline` | how often and how long a request is tried, and with which body |
 //! | `mirror`, `upgrade` | copies of requests; connections that turn into something else |
