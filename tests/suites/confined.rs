@@ -25,16 +25,69 @@ use world::{Confinement, NAMESPACE, World};
 const CONTAINER: &str = "3f9c8e7d6b5a49382716059483726150f1e2d3c4b5a69788";
 
 /// What is granted and cannot be seen in the audit log, each with the reason.
-const UNSEEN: [(&str, &str); 2] = [
+const UNSEEN: [(&str, &str); 9] = [
     (
         "culvert-controller: get pods",
         "only for a node agent that asks before the watch has brought its pod: a matter of milliseconds",
     ),
-    (
-        "culvert-controller: create configmaps",
-        "asked for beside patch, under which it is logged, where server-side apply makes what was not there",
-    ),
+    ("culvert-controller: create configmaps", APPLIED),
+    ("culvert-controller: create serviceaccounts", APPLIED),
+    ("culvert-controller: create services", APPLIED),
+    ("culvert-controller: create deployments", APPLIED),
+    ("culvert-controller: create horizontalpodautoscalers", APPLIED),
+    ("culvert-controller: create poddisruptionbudgets", APPLIED),
+    ("culvert-controller: create gatewayclasses", APPLIED),
+    ("culvert-controller: bind clusterroles culvert-waypoint", "looked at where the binding is written"),
 ];
+
+const APPLIED: &str =
+    "asked for beside patch, under which it is logged, where server-side apply makes what was not there";
+
+/// A waypoint, what is bound to it, and routes of connections.
+const WAYPOINT: &str = "\
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: wp, namespace: shop}
+spec:
+  gatewayClassName: istio-waypoint
+  infrastructure: {parametersRef: {group: '', kind: ConfigMap, name: wp}}
+  listeners: [{name: mesh, port: 15008, protocol: HBONE}]
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: wp, namespace: shop}
+data:
+  horizontalPodAutoscaler: 'spec: {minReplicas: 2, maxReplicas: 3}'
+  podDisruptionBudget: 'spec: {maxUnavailable: 1}'
+---
+apiVersion: v1
+kind: Service
+metadata: {name: bound, namespace: shop, labels: {istio.io/use-waypoint: wp}}
+spec: {clusterIP: 10.96.7.8, selector: {app: none}, ports: [{port: 80}]}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: bound, namespace: shop, labels: {istio.io/use-waypoint: wp}}
+spec: {hosts: [bound.example], ports: [{number: 80, name: http, protocol: HTTP}], resolution: DNS}
+---
+apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {name: tokens, namespace: shop}
+spec: {targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: wp}], jwtRules: [{issuer: 'https://a.example'}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: TCPRoute
+metadata: {name: bound, namespace: shop}
+spec: {parentRefs: [{group: '', kind: Service, name: bound}], rules: [{backendRefs: [{name: bound, port: 80}]}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: TLSRoute
+metadata: {name: bound, namespace: shop}
+spec:
+  parentRefs: [{group: '', kind: Service, name: bound}]
+  hostnames: [bound.example]
+  rules: [{backendRefs: [{name: bound, port: 80}]}]
+";
 
 const OBJECTS: &str = "\
 apiVersion: v1
@@ -89,6 +142,7 @@ fn agent_and_controller_need_what_the_chart_gives_them_and_nothing_else() -> Res
     ensure!(ask(&o, at(a)).is_err(), "plaintext is accepted by the next agent");
 
     controller_does_all_it_is_for(&world)?;
+    controller_runs_waypoints(&world)?;
 
     world.label("shop", None)?;
     eventually(START, "the pod to be let go", || ask(&o, at(a)).ok()).with_context(|| world.agent().log())?;
@@ -179,6 +233,43 @@ fn controller_does_all_it_is_for(world: &World) -> Result<()> {
     world.cluster.request("POST", &secrets, Some(&secret))?.success()?;
     eventually(START, "no revocations", || (crl() == Value::Null).then_some(())).with_context(log)
 }
+
+/// A Gateway is given what runs its waypoint, and what of it it no longer asks for is taken away.
+fn controller_runs_waypoints(world: &World) -> Result<()> {
+    world.cluster.apply(WAYPOINT)?;
+    let told = |path: &str| world.object(&format!("/{path}"))["status"]["conditions"] != Value::Null;
+    let routed = |path: &str| world.object(&format!("/{path}"))["status"]["parents"] != Value::Null;
+    let shop = |rest: &str| rest.replacen("SHOP", "namespaces/shop", 1);
+    for path in [
+        "apis/gateway.networking.k8s.io/v1/gatewayclasses/istio-waypoint",
+        "apis/gateway.networking.k8s.io/v1/SHOP/gateways/wp",
+        "apis/security.istio.io/v1/SHOP/requestauthentications/tokens",
+        "apis/networking.istio.io/v1/SHOP/serviceentries/bound",
+        "api/v1/SHOP/services/bound",
+    ] {
+        let is_told = || told(&shop(path)).then_some(());
+        eventually(START, &format!("a status of {path}"), is_told).with_context(|| world.controller.output())?;
+    }
+    for path in ["tcproutes", "tlsroutes"] {
+        let path = format!("apis/gateway.networking.k8s.io/v1/namespaces/shop/{path}/bound");
+        let is_told = || routed(&path).then_some(());
+        eventually(START, &format!("a status of {path}"), is_told).with_context(|| world.controller.output())?;
+    }
+    let autoscaler = "/apis/autoscaling/v2beta2/namespaces/shop/horizontalpodautoscalers/wp";
+    let is_there = |path: &str| world.object(path)["metadata"]["name"] == "wp";
+    let budget = "/apis/policy/v1beta1/namespaces/shop/poddisruptionbudgets/wp";
+    for path in [autoscaler, budget, "/apis/apps/v1/namespaces/shop/deployments/wp"] {
+        eventually(START, path, || is_there(path).then_some(())).with_context(|| world.controller.output())?;
+    }
+    world.cluster.kubectl(&["-n", "shop", "patch", "configmap", "wp", "--type=json", "-p", NEITHER])?;
+    let is_neither_there = || (!is_there(autoscaler) && !is_there(budget)).then_some(());
+    eventually(START, "neither autoscaler nor budget", is_neither_there).with_context(|| world.controller.output())
+}
+
+/// Takes both out of the parameters.
+const NEITHER: &str = r#"[
+    {"op": "remove", "path": "/data/horizontalPodAutoscaler"}, {"op": "remove", "path": "/data/podDisruptionBudget"}
+]"#;
 
 fn every_permission_was_used_and_no_other_wanted(world: &mut World) -> Result<()> {
     // The API server may tell of a watch only once it has ended.

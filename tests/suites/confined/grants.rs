@@ -22,14 +22,14 @@ impl std::fmt::Display for Grant {
     }
 }
 
-/// Those of the rendered chart, by its bindings.
+/// Those of the rendered chart, by its bindings. Whose the waypoints' is, is said as Gateways come and go.
 pub(crate) fn of_chart(objects: &[Value]) -> Vec<Grant> {
     let mut grants = Vec::new();
     for binding in objects.iter().filter(|object| text(&object["kind"]).ends_with("Binding")) {
         let role = objects.iter().find(|object| {
             object["kind"] == binding["roleRef"]["kind"] && object["metadata"]["name"] == binding["roleRef"]["name"]
         });
-        let account = text(&binding["subjects"][0]["name"]);
+        let Some(account) = binding["subjects"][0]["name"].as_str() else { continue };
         for rule in list(&role.expect("a binding of a role that is there")["rules"]) {
             let names: Vec<_> = list(&rule["resourceNames"]).map(|name| Some(text(name))).collect();
             let names = if names.is_empty() { vec![None] } else { names };
@@ -37,7 +37,7 @@ pub(crate) fn of_chart(objects: &[Value]) -> Vec<Grant> {
                 for resource in list(&rule["resources"]) {
                     for verb in list(&rule["verbs"]) {
                         grants.extend(names.iter().map(|name| Grant {
-                            account: account.clone(),
+                            account: account.to_owned(),
                             verb: text(verb),
                             group: text(group),
                             resource: text(resource),

@@ -121,9 +121,17 @@ impl World {
             servers.push(Server::start(&pod.place(), SocketAddr::new([0, 0, 0, 0].into(), PORT), name)?);
         }
         let cluster = ControlPlane::start()?;
-        for (plural, kind) in [("gateways", "Gateway"), ("httproutes", "HTTPRoute"), ("grpcroutes", "GRPCRoute")] {
+        for (plural, kind) in [
+            ("gateways", "Gateway"),
+            ("httproutes", "HTTPRoute"),
+            ("grpcroutes", "GRPCRoute"),
+            ("tcproutes", "TCPRoute"),
+            ("tlsroutes", "TLSRoute"),
+            ("referencegrants", "ReferenceGrant"),
+        ] {
             cluster.crd_without_schema("gateway.networking.k8s.io", plural, kind)?;
         }
+        cluster.cluster_crd_without_schema("gateway.networking.k8s.io", "gatewayclasses", "GatewayClass")?;
         culvertctl(&cluster, &["install", "--no-wait"])?;
         let rendered = culvertctl(&cluster, &["install", "--dry-run", "--kube-version", "v1.20.2"])?;
         let documents = format!("\n{rendered}");
@@ -257,6 +265,9 @@ fn start_controller(cluster: &ControlPlane, chart: &[Value], directory: &Path, p
     let script = confinement.script(directory, "controller", program)?;
     let mut command = Command::new(script);
     command.args(["controller", "--namespace", NAMESPACE, "--pod-name", "one", "--root-spread-seconds", "1"]);
+    // What is not made for every waypoint can be taken away from one.
+    let defaults = r#"{"podDisruptionBudget": {"enabled": false}}"#;
+    command.args(["--waypoint-image", "localhost/culvert:test", "--waypoint-defaults", defaults]);
     command.args(["--ca-addr", "127.0.0.1:0", "--ca-dns-names", "localhost"]);
     for flag in ["--admin-addr", "--metrics-addr", "--readiness-addr"] {
         command.args([flag, "127.0.0.1:0"]);
