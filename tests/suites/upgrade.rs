@@ -177,7 +177,9 @@ fn a_pod_that_left_while_the_agent_that_had_it_hung_is_let_go_by_the_one_that_ta
     next.kill()?;
     eventually(NOTICED, "the pod to be let go", || captured().is_ok_and(|captured| !captured).then_some(()))
         .with_context(|| near.log())?;
-    reaches(mesh.pod("a"), mesh.pod("c"))
+    // Each pod is taken over on its own, in no order.
+    eventually(NOTICED, "the pod that stays to be served", || reaches(mesh.pod("a"), mesh.pod("c")).ok())
+        .with_context(|| near.log())
 }
 
 /// Calls one connection after the other; what was not answered, and how.
