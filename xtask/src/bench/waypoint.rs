@@ -8,7 +8,7 @@ mod envoy;
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -129,7 +129,8 @@ struct World {
     culvert: Waypoint,
     envoy: Process,
     _nginx: Nginx,
-    config: ConfigDir,
+    _config: ConfigDir,
+    ca: PathBuf,
     topology: Topology,
 }
 
@@ -143,7 +144,8 @@ impl World {
         let config = configuration(&topology, routes)?;
         let mut mesh = AgentConfig::with_binary(release("culvert"), config.path());
         mesh.log_directory = Some(topology.scope().directory().to_path_buf());
-        let mut culvert = Waypoint::start(topology.pod("waypoint"), &mesh, &["--workers", "1"])?;
+        let mut culvert =
+            Waypoint::start(topology.pod("waypoint"), &mesh, &["--workers", "1", "--access-log", "false"])?;
         culvert.wait_ready(READY)?;
         let leaf = topology.scope().directory().join("envoy");
         let issue = ["issue", &mesh.ca.to_string_lossy(), IDENTITY, &leaf.to_string_lossy()].map(str::to_owned);
@@ -152,7 +154,7 @@ impl World {
         issued.success()?;
         let server = SocketAddr::new(topology.pod("web").ipv4(), HTTP);
         let envoy = envoy::start(topology.scope(), topology.pod("waypoint"), ENVOY, server, &leaf, routes)?;
-        Ok(Self { culvert, envoy, _nginx: nginx, config, topology })
+        Ok(Self { culvert, envoy, _nginx: nginx, _config: config, ca: mesh.ca, topology })
     }
 
     fn proxies(&self) -> [Proxy; 2] {
@@ -165,10 +167,9 @@ impl World {
 
     fn measure(&self, proxy: &Proxy, load: Load, seconds: f64) -> Result<Sample> {
         let (mode, connections) = load.arguments();
-        let ca = self.config.path().with_file_name("ca");
         let arguments = [
             "load",
-            &ca.to_string_lossy(),
+            &self.ca.to_string_lossy(),
             &proxy.address.to_string(),
             IDENTITY,
             &SocketAddr::new(VIP, PORT).to_string(),
